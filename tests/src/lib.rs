@@ -1,1 +1,3 @@
-//! See the package description.
+//! Harness of the whole-system tests: starts the real binaries, drives real clients, and stands in for the stick.
+
+pub mod repository;

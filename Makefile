@@ -1,0 +1,115 @@
+# Every task a person runs. `make help` lists them; continuous integration calls the same targets.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+CARGO ?= cargo
+# Where the key of the development enclave lives: `software` or `softhsm`.
+TOKEN ?= software
+# cargo-nextest runs tests side by side with a time limit each; plain cargo does where it is not installed.
+NEXTEST := $(shell command -v cargo-nextest >/dev/null && echo yes)
+NEXTEST_PROFILE := $(if $(CI),ci,default)
+
+# The programs under test are up to date when this is set; see tests/src/repository.rs.
+BUILT := SALLYPORT_BUILT=1
+
+.PHONY: help
+help: ## Show this list
+	@printf 'Sallyport: make TARGET\n\n'
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
+	@printf '\nStart with "make run" (a box of your own) or "make test" (prove it).\n'
+
+
+
+.PHONY: run
+run: ## Start a development enclave with Matrix over HTTPS on this machine (TOKEN=softhsm for SoftHSM2)
+	@.ci/need build $(if $(filter softhsm,$(TOKEN)),token)
+	$(CARGO) build --locked --bins -p sallyport -p sallyport-provisioning -p sallyport-e2e
+	@$(BUILT) TOKEN=$(TOKEN) exec target/debug/dev-enclave
+
+.PHONY: demo
+demo: ## Two enclaves without a common network hold an encrypted conversation; prints the transcript
+	@.ci/need build token clients demo
+	$(CARGO) build --locked --bins -p sallyport -p sallyport-provisioning -p sallyport-e2e
+	@$(BUILT) target/debug/demo
+
+.PHONY: bench
+bench: ## Measure speed and size with an optimised build
+	@.ci/need build
+	$(CARGO) build --locked --release --bins -p sallyport -p sallyport-provisioning -p sallyport-e2e
+	@$(BUILT) target/release/bench
+
+
+
+.PHONY: test
+test: setup ## Install what the tests need, then run all tests and the demo
+	@.ci/timed compile 20 $(MAKE) --no-print-directory build
+	@.ci/timed tests 15 $(MAKE) --no-print-directory unit
+	@.ci/timed "real clients" 5 $(MAKE) --no-print-directory e2e
+	@.ci/timed demo 5 $(MAKE) --no-print-directory demo
+
+.PHONY: setup
+setup: ## Install what the tests and the demo need
+	@.ci/need build token clients demo
+
+.PHONY: build
+build: ## Compile everything, tests included
+	$(CARGO) build --locked --workspace --all-targets
+
+.PHONY: unit
+unit: ## Run the tests of the packages, fuzz seeds included
+ifeq ($(NEXTEST),yes)
+	$(CARGO) nextest run --locked --profile $(NEXTEST_PROFILE) --workspace --exclude sallyport-e2e
+else
+	$(CARGO) test --locked --workspace --exclude sallyport-e2e
+endif
+	$(CARGO) test --locked --workspace --doc
+	@$(MAKE) --no-print-directory fuzz-smoke
+
+.PHONY: e2e
+e2e: ## Run the whole-system tests with real clients and a real token
+	@.ci/need build token clients demo
+	$(CARGO) build --locked --bins -p sallyport -p sallyport-provisioning
+ifeq ($(NEXTEST),yes)
+	$(BUILT) $(CARGO) nextest run --locked --profile $(NEXTEST_PROFILE) -p sallyport-e2e
+else
+	$(BUILT) $(CARGO) test --locked -p sallyport-e2e
+endif
+
+.PHONY: fuzz-smoke
+fuzz-smoke: ## Run every fuzz target over its seeds and their mutations, without a fuzzer
+	$(CARGO) test --manifest-path tests/fuzz/Cargo.toml --target-dir target/fuzz-smoke --locked
+
+.PHONY: check
+check: fmt-check lint tidy deny doc ## Formatting, lints, tidiness, dependencies and documentation
+
+.PHONY: fmt
+fmt: ## Format the sources
+	$(CARGO) fmt --all
+
+.PHONY: fmt-check
+fmt-check:
+	$(CARGO) fmt --all --check
+
+.PHONY: lint
+lint:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: tidy
+tidy:
+	$(CARGO) test --locked --quiet -p sallyport-e2e --test e2e -- tidy:: dependencies::
+
+.PHONY: deny
+deny: ## Check licences, bans, sources and advisories of the dependencies
+	@.ci/need build deny
+	@.ci/deny
+
+.PHONY: doc
+doc: ## Build the documentation of the sources
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+.PHONY: clean
+clean: ## Remove the development enclave; compiled files stay
+	rm -rf .dev
