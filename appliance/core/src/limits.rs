@@ -1,0 +1,22 @@
+//! Every bound in one place: what comes from outside is held against these before it is parsed.
+
+// --- Events (Client-Server API, "Size limits"; Server-Server API, "PDUs") ---
+
+/// Bytes of a PDU in canonical JSON, its signatures included.
+pub const PDU_BYTES_MAX: usize = 65_536;
+/// Bytes kept free in a PDU for our own signature: key id, server name (230 at most) and 86 characters of base64.
+pub const SIGNATURE_BYTES_RESERVED: usize = 512;
+/// Bytes of an event type, a state key, a sender or an event id.
+pub const IDENTIFIER_BYTES_MAX: usize = 255;
+/// Events that a PDU may name in `prev_events`.
+pub const PREV_EVENTS_MAX: usize = 20;
+/// Events that a PDU may name in `auth_events`.
+pub const AUTH_EVENTS_MAX: usize = 10;
+/// Depth beyond which canonical JSON cannot count.
+pub const DEPTH_MAX: u64 = 9_007_199_254_740_991;
+/// Events that a walk over an auth chain may visit.
+pub const AUTH_CHAIN_MAX: usize = 200_000;
+/// Milliseconds that an event may be ahead of our clock before it is held.
+pub const FUTURE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+/// Milliseconds that a key document may be relied on after it was made (room versions 5 and later).
+pub const KEY_VALIDITY_MS_MAX: u64 = 7 * 24 * 60 * 60 * 1000;

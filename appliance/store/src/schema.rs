@@ -1,0 +1,44 @@
+//! The list of migrations. A released one is never edited.
+
+use rusqlite::Connection;
+use rusqlite_migration::{M, MigrationDefinitionError, Migrations};
+
+use crate::error::{Error, Result};
+
+/// Plain SQL, in order. `user_version` of the file counts how many have run.
+const MIGRATIONS: &[M<'static>] = &[M::up(include_str!("../migrations/0001_meta.sql"))];
+
+/// Brings the database to the newest schema.
+pub(crate) fn migrate(connection: &mut Connection) -> Result<()> {
+    Migrations::from_slice(MIGRATIONS).to_latest(connection).map_err(|error| match error {
+        rusqlite_migration::Error::MigrationDefinition(
+            MigrationDefinitionError::DatabaseTooFarAhead,
+        ) => Error::SchemaTooNew {
+            found: connection
+                .pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))
+                .ok()
+                .and_then(|version| usize::try_from(version).ok())
+                .unwrap_or_default(),
+            known: MIGRATIONS.len(),
+        },
+        other => Error::Migration(other),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrations_are_valid() {
+        Migrations::from_slice(MIGRATIONS).validate().unwrap();
+    }
+
+    #[test]
+    fn a_newer_database_is_refused() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.pragma_update(None, "user_version", 9999).unwrap();
+        let error = migrate(&mut connection).unwrap_err();
+        assert!(matches!(error, Error::SchemaTooNew { found: 9999, .. }), "{error}");
+    }
+}
