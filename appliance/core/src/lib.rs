@@ -15,4 +15,5 @@
 
 pub mod event;
 pub mod limits;
+pub mod sign;
 pub mod time;

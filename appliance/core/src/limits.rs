@@ -20,3 +20,10 @@ pub const AUTH_CHAIN_MAX: usize = 200_000;
 pub const FUTURE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// Milliseconds that a key document may be relied on after it was made (room versions 5 and later).
 pub const KEY_VALIDITY_MS_MAX: u64 = 7 * 24 * 60 * 60 * 1000;
+
+// --- Signing (`sign`) ---
+
+/// Bytes of our key document: dozens of old keys fit.
+pub const KEY_DOCUMENT_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that a token is given to sign, other than an event: pure Ed25519 hashes them in the device, which gets slow.
+pub const SIGNED_BYTES_MAX: usize = 4 * 1024 * 1024;

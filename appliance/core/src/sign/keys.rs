@@ -1,0 +1,157 @@
+//! Public keys and signatures, and the one place that verifies them: cards, manifests, rosters, our own signatures.
+//!
+//! Both algorithms give 64 bytes, so that no format needs a length. An ECDSA signature can be changed into another valid
+//! one for the same message by anyone: never use a signature as an identity.
+
+use std::fmt;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
+use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+use serde::{Deserialize, Serialize};
+
+/// Signature algorithm of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Algorithm {
+    /// Pure Ed25519 (RFC 8032).
+    Ed25519,
+    /// ECDSA on P-256 with SHA-256 (FIPS 186-5), signature r ‖ s.
+    P256,
+}
+
+impl Algorithm {
+    /// The name in key files and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ed25519 => "ed25519",
+            Self::P256 => "p256",
+        }
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A public key that was checked to be a point of its curve and usable.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey {
+    algorithm: Algorithm,
+    bytes: Vec<u8>,
+}
+
+/// The bytes are not a usable public key of the algorithm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a public key of {0}")]
+pub struct InvalidKey(pub Algorithm);
+
+/// The signature is not one of this key for this message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the signature does not match the message and the key")]
+pub struct SignatureMismatch;
+
+impl PublicKey {
+    /// Bytes of an Ed25519 public key.
+    pub const ED25519_BYTES: usize = 32;
+    /// Bytes of an uncompressed point of P-256 (SEC 1, section 2.3.3).
+    pub const P256_BYTES: usize = 65;
+
+    /// Takes 32 bytes for Ed25519 or an uncompressed 65-byte point for P-256. Points off the curve and the weak points
+    /// of Ed25519, under which anything verifies, are refused.
+    pub fn new(algorithm: Algorithm, bytes: &[u8]) -> Result<Self, InvalidKey> {
+        let valid = match algorithm {
+            Algorithm::Ed25519 => ed25519(bytes).is_some_and(|key| !key.is_weak()),
+            Algorithm::P256 => {
+                bytes.len() == Self::P256_BYTES && p256::PublicKey::from_sec1_bytes(bytes).is_ok()
+            }
+        };
+        if !valid {
+            return Err(InvalidKey(algorithm));
+        }
+        Ok(Self { algorithm, bytes: bytes.to_vec() })
+    }
+
+    /// The algorithm of this key.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The bytes that [`PublicKey::new`] takes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Unpadded base64, as in `verify_keys` of a Matrix key document.
+    pub fn to_base64(&self) -> String {
+        STANDARD_NO_PAD.encode(&self.bytes)
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm, self.to_base64())
+    }
+}
+
+/// 64 bytes of signature; which algorithm made them is a property of the key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Signature([u8; Self::BYTES]);
+
+impl Signature {
+    /// Bytes of a signature of either algorithm.
+    pub const BYTES: usize = 64;
+
+    /// The bytes: R ‖ S of Ed25519, r ‖ s of ECDSA.
+    pub fn as_bytes(&self) -> &[u8; Self::BYTES] {
+        &self.0
+    }
+
+    /// Unpadded base64, as in `signatures` of a Matrix event.
+    pub fn to_base64(&self) -> String {
+        STANDARD_NO_PAD.encode(self.0)
+    }
+}
+
+impl From<[u8; Self::BYTES]> for Signature {
+    fn from(bytes: [u8; Self::BYTES]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl TryFrom<&[u8]> for Signature {
+    type Error = std::array::TryFromSliceError;
+
+    fn try_from(bytes: &[u8]) -> Result<Self, Self::Error> {
+        bytes.try_into().map(Self)
+    }
+}
+
+impl fmt::Debug for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_base64())
+    }
+}
+
+/// Verifies one signature. Ed25519 strictly: no small-order points, no other encodings of the same signature.
+pub fn verify(
+    key: &PublicKey,
+    message: &[u8],
+    signature: &Signature,
+) -> Result<(), SignatureMismatch> {
+    match key.algorithm {
+        Algorithm::Ed25519 => {
+            let key = ed25519(&key.bytes).ok_or(SignatureMismatch)?;
+            let signature = ed25519_dalek::Signature::from_bytes(&signature.0);
+            key.verify_strict(message, &signature).map_err(|_mismatch| SignatureMismatch)
+        }
+        Algorithm::P256 => UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &key.bytes)
+            .verify(message, &signature.0)
+            .map_err(|_mismatch| SignatureMismatch),
+    }
+}
+
+fn ed25519(bytes: &[u8]) -> Option<ed25519_dalek::VerifyingKey> {
+    ed25519_dalek::VerifyingKey::from_bytes(bytes.try_into().ok()?).ok()
+}
