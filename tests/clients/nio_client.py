@@ -193,10 +193,14 @@ class Session:
         )
         room = accepted(response).room_id
         await self.until(lambda: self.client.rooms.get(room), 10_000, f"the room {room}")
+        for user in invite:
+            await self.await_member(room, user, "invite", 10_000)
         return {"room": room}
 
     async def invite(self, room, user):
+        """Invites, and waits until the client knows: nio encrypts to the members that it has seen."""
         accepted(await self.client.room_invite(room, user))
+        await self.await_member(room, user, "invite", 10_000)
 
     async def await_invite(self, wait_ms, room=None):
         def invited():
@@ -220,10 +224,10 @@ class Session:
 
         return await self.until(is_so, wait_ms, f"{user} to be {membership} in {room}")
 
-    async def await_device(self, user, wait_ms):
+    async def await_device(self, user, wait_ms, device=None):
         def known():
-            devices = [device.id for device in self.client.device_store.active_user_devices(user)]
-            return {"devices": devices} if devices else None
+            devices = [one.id for one in self.client.device_store.active_user_devices(user)]
+            return {"devices": devices} if (device in devices if device else devices) else None
 
         return await self.until(known, wait_ms, f"a device of {user}")
 

@@ -1,3 +1,12 @@
 //! Harness of the whole-system tests: starts the real binaries, drives real clients, and stands in for the stick.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "reading a field that a JSON value does not have gives null"
+)]
+
+pub mod http;
+pub mod person;
+pub mod place;
 pub mod repository;
+pub mod softhsm;

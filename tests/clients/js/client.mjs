@@ -128,6 +128,7 @@ class Session {
                 : [],
         });
         await this.inRoom(room);
+        for (const user of invite) await this.await_member({ room, user, membership: "invite", wait_ms: 10_000 });
         return { room };
     }
 
@@ -137,6 +138,7 @@ class Session {
 
     async invite({ room, user }) {
         await this.client.invite(room, user);
+        await this.await_member({ room, user, membership: "invite", wait_ms: 10_000 });
     }
 
     await_invite({ room, wait_ms }) {
@@ -163,10 +165,10 @@ class Session {
         return this.until(isSo, wait_ms, `${user} to be ${membership} in ${room}`);
     }
 
-    await_device({ user, wait_ms }) {
+    await_device({ user, device, wait_ms }) {
         const known = async () => {
-            const devices = (await this.client.getCrypto().getUserDeviceInfo([user], true)).get(user);
-            return devices?.size ? { devices: [...devices.keys()] } : undefined;
+            const devices = [...((await this.client.getCrypto().getUserDeviceInfo([user], true)).get(user)?.keys() ?? [])];
+            return (device ? devices.includes(device) : devices.length > 0) ? { devices } : undefined;
         };
         return this.until(known, wait_ms, `a device of ${user}`);
     }
