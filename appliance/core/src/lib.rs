@@ -16,4 +16,5 @@
 pub mod event;
 pub mod limits;
 pub mod sign;
+pub mod room;
 pub mod time;
