@@ -5,6 +5,7 @@
     reason = "reading a field that a JSON value does not have gives null"
 )]
 
+pub mod enclave;
 pub mod http;
 pub mod person;
 pub mod place;

@@ -1,0 +1,48 @@
+//! Speed and size of a box: `make bench`, or `make bench ONLY="send memory"`.
+//!
+//! With `PEER=127.0.0.1:8008` the same messages also go to another homeserver with open registration, so that both stand in one table.
+
+mod load;
+mod scenes;
+mod table;
+
+use std::{env, net::SocketAddr, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use scenes::Scene;
+use table::Table;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("bench: a target was missed");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<bool> {
+    let only = env::var("ONLY").unwrap_or_default();
+    let wanted: Vec<&str> = only.split_whitespace().collect();
+    let peer: Option<SocketAddr> = env::var("PEER")
+        .ok()
+        .filter(|text| !text.is_empty())
+        .map(|text| text.parse().context("PEER is an address and a port"))
+        .transpose()?;
+    let mut table = Table::default();
+    table.about_the_machine()?;
+    for scene in Scene::ALL {
+        if wanted.is_empty() || wanted.contains(&scene.name) {
+            eprintln!("bench: {} ...", scene.what);
+            (scene.run)(&mut table, peer).context(scene.what)?;
+        }
+    }
+    print!("{table}");
+    Ok(table.all_met())
+}

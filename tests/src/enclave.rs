@@ -1,0 +1,336 @@
+//! One enclave: a folder, a configuration, a token, and a box that is started and stopped.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    process::{self, Child, Stdio},
+    sync::atomic::{AtomicU8, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{http::Client, place::Place, repository, softhsm::SoftHsm};
+
+/// How long a box may take to start or stop before we call it stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
+
+/// How often we look whether a box that we wait for has died. What we wait for is its own message.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// The PIN of the tokens that the harness makes.
+pub const PIN: &str = "alpha-1234";
+
+/// Where the enclave's key lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// A key file, which waits for `delay_ms` before each signature as a slow token would.
+    Software {
+        /// Milliseconds per signature.
+        delay_ms: u64,
+    },
+    /// SoftHSM2 through PKCS#11.
+    SoftHsm,
+}
+
+/// What an enclave is like.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// `alpha`; the Matrix server name is `alpha.example`.
+    pub name: String,
+    /// Where everything of the enclave lives. Made if it is not there.
+    pub folder: PathBuf,
+    /// Where the key lives.
+    pub token: Token,
+    /// `closed`, `token` or `open`.
+    pub registration: &'static str,
+    /// Where clients connect with HTTPS; the plain listener is one port below.
+    pub address: SocketAddr,
+}
+
+/// An enclave and its box. The box is killed with this value.
+#[derive(Debug)]
+pub struct Enclave {
+    plan: Plan,
+    place: Place,
+    softhsm: Option<SoftHsm>,
+    running: Option<Child>,
+}
+
+impl Plan {
+    /// An enclave for a test: open registration, a software token, and a loopback address that no other test has.
+    #[must_use]
+    pub fn for_test(name: &str, folder: &Path) -> Self {
+        Self {
+            name: name.to_owned(),
+            folder: folder.join(name),
+            token: Token::Software { delay_ms: 0 },
+            registration: "open",
+            address: SocketAddr::new(unused_loopback(), 8448),
+        }
+    }
+
+    /// The Matrix server name.
+    #[must_use]
+    pub fn server_name(&self) -> String {
+        format!("{}.example", self.name)
+    }
+
+    /// The address for clients that speak HTTPS.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    /// The plain listener.
+    #[must_use]
+    pub fn plain(&self) -> SocketAddr {
+        SocketAddr::new(self.address.ip(), self.address.port() - 1)
+    }
+
+    /// The administration socket.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        self.folder.join("admin.sock")
+    }
+
+    /// The configuration file.
+    #[must_use]
+    pub fn configuration(&self) -> PathBuf {
+        self.folder.join("sallyport.toml")
+    }
+
+    /// Where the box keeps its data.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    fn text(&self, softhsm: Option<&SoftHsm>) -> String {
+        let token = match (self.token, softhsm) {
+            (Token::Software { delay_ms }, _) => software_token(delay_ms),
+            (Token::SoftHsm, _) => pkcs11_token(&self.folder, &self.name),
+        };
+        format!(
+            "server_name = \"{}\"\n\
+             public_url = \"{}\"\n\
+             data_dir = \"{}\"\n\n\
+             [[listeners]]\naddress = \"{}\"\napis = [\"client\", \"activate\"]\ntls = true\n\n\
+             [[listeners]]\naddress = \"{}\"\napis = [\"client\", \"activate\", \"metrics\"]\ntls = false\n\n\
+             [admin]\nsocket = \"{}\"\n\n\
+             [registration]\nmode = \"{}\"\n\n{token}",
+            self.server_name(),
+            self.url(),
+            self.data().display(),
+            self.address,
+            self.plain(),
+            self.admin_socket().display(),
+            self.registration,
+        )
+    }
+}
+
+fn software_token(delay_ms: u64) -> String {
+    format!("[token]\nkind = \"software\"\nallow_software = true\ndelay_ms = {delay_ms}\n")
+}
+
+fn pkcs11_token(folder: &Path, label: &str) -> String {
+    let pin = folder.join("token.pin");
+    format!(
+        "[token]\nkind = \"pkcs11\"\nmodule = \"{}\"\nlabel = \"{label}\"\npin_file = \"{}\"\n",
+        crate::softhsm::MODULE,
+        pin.display()
+    )
+}
+
+impl Enclave {
+    /// Makes the folder, the configuration and the token, or finds those of an earlier call. Starts nothing.
+    ///
+    /// # Errors
+    /// When the folder or the token cannot be made.
+    pub fn create(plan: Plan, place: Place) -> Result<Self> {
+        fs::create_dir_all(plan.data())?;
+        let softhsm = match plan.token {
+            Token::SoftHsm => {
+                fs::write(plan.folder.join("token.pin"), PIN)?;
+                Some(SoftHsm::create(&plan.folder.join("softhsm"), &plan.name, PIN)?)
+            }
+            Token::Software { .. } => None,
+        };
+        fs::write(plan.configuration(), plan.text(softhsm.as_ref()))?;
+        Ok(Self { plan, place, softhsm, running: None })
+    }
+
+    /// An enclave for a test, started, on this machine's network.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn for_test(name: &str, folder: &Path) -> Result<Self> {
+        let mut enclave = Self::create(Plan::for_test(name, folder), Place::Here)?;
+        enclave.start()?;
+        Ok(enclave)
+    }
+
+    /// What the enclave is like.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Where its processes run.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Starts the box and waits until it says that it is ready. Answers how long that took.
+    ///
+    /// # Errors
+    /// When the box ends instead, or is stuck; with the end of its log.
+    pub fn start(&mut self) -> Result<Duration> {
+        ensure!(self.running.is_none(), "{} runs already", self.plan.name);
+        let notices = self.plan.folder.join("notify.sock");
+        if let Err(error) = fs::remove_file(&notices) {
+            ensure!(error.kind() == ErrorKind::NotFound, "{}: {error}", notices.display());
+        }
+        let socket = UnixDatagram::bind(&notices)?;
+        socket.set_read_timeout(Some(LOOK_EVERY))?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
+        let started = Instant::now();
+        let mut command = self.place.command(repository::sallyport()?);
+        command.arg("serve").arg("--config").arg(self.plan.configuration());
+        command.env("NOTIFY_SOCKET", &notices);
+        if let Some(softhsm) = &self.softhsm {
+            command.env(SoftHsm::VARIABLE, softhsm.configuration());
+        }
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+        let child = self.running.insert(child);
+        loop {
+            let mut notice = [0; 4096];
+            match socket.recv(&mut notice) {
+                Ok(length) => {
+                    let text = notice.get(..length).unwrap_or_default();
+                    if String::from_utf8_lossy(text).lines().any(|line| line == "READY=1") {
+                        return Ok(started.elapsed());
+                    }
+                }
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(status) = child.try_wait()? {
+                self.running = None;
+                bail!("{} did not start ({status}):\n{}", self.plan.name, self.last_words());
+            }
+            if started.elapsed() > STUCK_AFTER {
+                bail!("{} is not ready:\n{}", self.plan.name, self.last_words());
+            }
+        }
+    }
+
+    /// Asks the box to stop and waits until it has.
+    ///
+    /// # Errors
+    /// When it is stuck or ends with an error.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut child = self.running.take().context("it does not run")?;
+        kill(pid(&child)?, Signal::SIGTERM)?;
+        let status = child.wait()?;
+        ensure!(status.success(), "{} ended with {status}:\n{}", self.plan.name, self.last_words());
+        Ok(())
+    }
+
+    /// Kills the box as a power cut would.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut child = self.running.take().context("it does not run")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Waits until the box ends by itself, as it does on Ctrl-C.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn wait(&mut self) -> Result<process::ExitStatus> {
+        Ok(self.running.take().context("it does not run")?.wait()?)
+    }
+
+    /// Speaks to the plain listener. Only for enclaves on this machine's network.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn client(&self) -> Result<Client> {
+        Client::new(self.plan.plain())
+    }
+
+    /// Runs `sallyctl` against the box and answers what it prints.
+    ///
+    /// # Errors
+    /// When it fails; with what it says.
+    pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.place.command(repository::sallyctl()?);
+        command.arg("--socket").arg(self.plan.admin_socket()).args(arguments);
+        let output = command.stdin(Stdio::null()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let shown = arguments.join(" ");
+        ensure!(output.status.success(), "sallyctl {shown}: {}", said.trim());
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// A field of the box's `/proc/PID/status` in KiB, for example `VmRSS` or `VmHWM`.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn memory_kib(&self, field: &str) -> Result<u64> {
+        let child = self.running.as_ref().context("it does not run")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let number =
+            line.and_then(|rest| rest.split_whitespace().next()).context("no such field")?;
+        Ok(number.parse()?)
+    }
+
+    /// Everything that the box has logged.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.plan.folder.join("box.log")
+    }
+
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines.iter().skip(lines.len().saturating_sub(20)).copied().collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Enclave {
+    fn drop(&mut self) {
+        if self.running.is_some()
+            && let Err(error) = self.kill()
+        {
+            eprintln!("{}: {error:#}", self.plan.name);
+        }
+    }
+}
+
+fn pid(child: &Child) -> Result<Pid> {
+    Ok(Pid::from_raw(child.id().try_into()?))
+}
+
+/// A loopback address that no other running test uses: made of this process's id and a counter.
+fn unused_loopback() -> IpAddr {
+    static COUNTER: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = process::id().to_be_bytes();
+    IpAddr::V4(Ipv4Addr::new(127, high, low, COUNTER.fetch_add(1, Ordering::Relaxed)))
+}
