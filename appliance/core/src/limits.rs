@@ -27,3 +27,12 @@ pub const KEY_VALIDITY_MS_MAX: u64 = 7 * 24 * 60 * 60 * 1000;
 pub const KEY_DOCUMENT_BYTES_MAX: usize = 64 * 1024;
 /// Bytes that a token is given to sign, other than an event: pure Ed25519 hashes them in the device, which gets slow.
 pub const SIGNED_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+// --- HTTP ---
+
+/// Bytes of a JSON body: the largest real ones are uploads of key backups.
+pub const JSON_BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Milliseconds in which a JSON body must arrive.
+pub const BODY_READ_MS_MAX: u64 = 30_000;
+/// Calls of use cases at a time. More than there are readers: writers that wait together share one fsync.
+pub const BLOCKING_CALLS_MAX: usize = 64;

@@ -1,0 +1,166 @@
+//! [`App`]: the parts of a running box, built once, in order, here only.
+//!
+//! It also holds the one bridge from async handlers to synchronous use cases: [`App::run`].
+
+use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::PathBuf, sync::Arc};
+
+use sallyport_core::{limits::BLOCKING_CALLS_MAX, time::Millis};
+use sallyport_store::Store;
+use tokio::{
+    sync::{AcquireError, Semaphore},
+    task::{JoinError, spawn_blocking},
+};
+
+use crate::{
+    config::Config, http::error::ApiError, shutdown::Shutdown, telemetry::metrics::Metrics,
+};
+
+/// The parts of a running box.
+pub struct App {
+    /// What the operator decided.
+    pub config: Config,
+    /// The database.
+    pub store: Store,
+    /// The time. Handlers read it once and pass it on.
+    pub clock: fn() -> Millis,
+    /// Numbers for monitoring.
+    pub metrics: Arc<Metrics>,
+    /// Whether the box is stopping; long-polls wait for it too.
+    pub shutdown: Shutdown,
+    calls: Arc<Semaphore>,
+    password_checks: Arc<Semaphore>,
+}
+
+/// Why a blocking call gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Interrupted {
+    /// The box stops and takes no more calls.
+    #[error("the box is stopping")]
+    Stopping(#[source] AcquireError),
+    /// The call panicked or was cancelled.
+    #[error("a call did not finish")]
+    Lost(#[source] JoinError),
+    /// The operating system gave no random bytes.
+    #[error("no randomness is available")]
+    NoRandomness(#[source] getrandom::Error),
+}
+
+/// Why a box does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder for the box's data cannot be made.
+    #[error("cannot make the folder {}", path.display())]
+    DataDir {
+        /// The folder.
+        path: PathBuf,
+        /// The operating system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The database cannot be opened.
+    #[error("cannot open the database {}", path.display())]
+    Store {
+        /// The file.
+        path: PathBuf,
+        /// What the database says.
+        #[source]
+        source: sallyport_store::Error,
+    },
+    /// The operating system gave no random bytes.
+    #[error("no randomness is available")]
+    NoRandomness(#[source] Interrupted),
+}
+
+impl App {
+    /// Opens the database and builds the parts.
+    ///
+    /// # Errors
+    /// [`Error`] names the file that could not be used.
+    pub fn open(
+        config: Config,
+        clock: fn() -> Millis,
+        shutdown: Shutdown,
+    ) -> Result<Arc<Self>, Error> {
+        let data_dir = &config.data_dir;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(data_dir)
+            .map_err(|source| Error::DataDir { path: data_dir.clone(), source })?;
+        let metrics = Arc::new(Metrics::new());
+        let path = data_dir.join("sallyport.db");
+        let commits = Arc::clone(&metrics);
+        let store = Store::open(sallyport_store::Options {
+            path: &path,
+            server_name: &config.server_name,
+            fresh_incarnation: random().map_err(Error::NoRandomness)?,
+            on_commit: Box::new(move |committed| commits.commit(committed)),
+        });
+        Ok(Arc::new(Self {
+            store: store.map_err(|source| Error::Store { path, source })?,
+            clock,
+            metrics,
+            calls: Arc::new(Semaphore::new(BLOCKING_CALLS_MAX)),
+            password_checks: Arc::new(Semaphore::new(config.limits.login_workers)),
+            shutdown,
+            config,
+        }))
+    }
+
+    /// Runs a use case on a thread that may block. At most
+    /// [`BLOCKING_CALLS_MAX`] run at a time; the others wait in order.
+    ///
+    /// # Errors
+    /// The use case's own, or 503 if the box stops.
+    pub async fn run<T, E, F>(self: &Arc<Self>, call: F) -> Result<T, ApiError>
+    where
+        F: FnOnce(&Self) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: Into<ApiError> + Send + 'static,
+    {
+        self.run_in(&self.calls, call).await?.map_err(Into::into)
+    }
+
+    /// As [`App::run`], in a pool of its own for password hashes: each takes a core for a good
+    /// while, and a wave of log-ins must not stop everything else.
+    ///
+    /// # Errors
+    /// As [`App::run`].
+    pub async fn run_password_check<T, E, F>(self: &Arc<Self>, call: F) -> Result<T, ApiError>
+    where
+        F: FnOnce(&Self) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: Into<ApiError> + Send + 'static,
+    {
+        self.run_in(&self.password_checks, call).await?.map_err(Into::into)
+    }
+
+    async fn run_in<T, F>(
+        self: &Arc<Self>,
+        pool: &Arc<Semaphore>,
+        call: F,
+    ) -> Result<T, Interrupted>
+    where
+        F: FnOnce(&Self) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let permit = Arc::clone(pool).acquire_owned().await.map_err(Interrupted::Stopping)?;
+        let app = Arc::clone(self);
+        let call = spawn_blocking(move || {
+            // Held by the call, not by its caller: a client that goes away frees nothing early.
+            let _permit = permit;
+            call(&app)
+        });
+        call.await.map_err(Interrupted::Lost)
+    }
+}
+
+/// Fresh random bytes from the operating system.
+///
+/// # Errors
+/// [`Interrupted::NoRandomness`] if the operating system has none.
+pub fn random<const N: usize>() -> Result<[u8; N], Interrupted> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(Interrupted::NoRandomness)?;
+    Ok(bytes)
+}

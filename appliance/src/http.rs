@@ -1,0 +1,82 @@
+//! HTTP: the list of all routes in the order of the specification, and what holds for each answer.
+//!
+//! From the outside in, a request passes: connection bounds ([`crate::listen`]), CORS
+//! ([`cors`]), the router, then in [`route`] authentication, the bound of the body, decoding,
+//! the handler. Handlers only translate; use cases are in [`crate::service`].
+
+pub mod auth;
+mod client;
+mod cors;
+pub mod error;
+mod federation;
+pub mod route;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use axum::{
+    Router,
+    extract::State,
+    middleware,
+    response::{IntoResponse as _, Response},
+    routing::{MethodRouter, get},
+};
+use http::{HeaderValue, StatusCode, header};
+
+use crate::{app::App, config::Api};
+use error::ApiError;
+use route::Endpoint;
+
+/// The routes of the given APIs.
+pub fn router(app: Arc<App>, apis: &BTreeSet<Api>) -> Router {
+    let mut router = Router::new();
+    if apis.contains(&Api::Client) {
+        router = router.merge(matrix());
+    }
+    router = router.fallback(unknown_path).method_not_allowed_fallback(wrong_method);
+    router = router.layer(middleware::from_fn(cors::allow_any_origin));
+    // Without CORS: a page in a browser on this machine has no business with the metrics.
+    if apis.contains(&Api::Metrics) {
+        router = router.route("/metrics", get(metrics));
+    }
+    router.with_state(app)
+}
+
+/// The current metrics, in the text format of Prometheus.
+pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+    const OPENMETRICS: HeaderValue =
+        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    match app.metrics.encode() {
+        Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Err(error) => ApiError::internal(error).into_response(),
+    }
+}
+
+/// All endpoints of the Matrix specification.
+fn matrix() -> Router<Arc<App>> {
+    let sections = [client::routes(), federation::routes()];
+    let mut paths: BTreeMap<String, MethodRouter<Arc<App>>> = BTreeMap::new();
+    for endpoint in sections.into_iter().flatten() {
+        endpoint.register(|path, methods| {
+            let merged = match paths.remove(&path) {
+                Some(others) => others.merge(methods),
+                None => methods,
+            };
+            paths.insert(path, merged);
+        });
+    }
+    paths.into_iter().fold(Router::new(), |router, (path, methods)| router.route(&path, methods))
+}
+
+async fn unknown_path() -> ApiError {
+    ApiError::unrecognized(StatusCode::NOT_FOUND)
+}
+
+async fn wrong_method() -> ApiError {
+    ApiError::unrecognized(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+/// The endpoints of one section of the specification.
+type Routes = Vec<Endpoint>;

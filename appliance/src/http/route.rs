@@ -1,0 +1,241 @@
+//! The one adapter from an endpoint's request type in ruma to a route.
+//!
+//! A handler is an async function `(Arc<App>, caller, Request) -> Result<Response, ApiError>`.
+//! Method, paths (stable, unstable and old ones) and authentication scheme come from the request
+//! type, so that a handler cannot be bound to a wrong path or served without authentication.
+//! Handlers are type-erased early: little code is compiled once per endpoint.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{RawPathParams, Request, State, rejection::RawPathParamsRejection},
+    response::{IntoResponse as _, Response},
+    routing::{MethodFilter, MethodRouter},
+};
+use http::{Method, StatusCode, request::Parts};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use ruma::api::{
+    IncomingRequest, IncomingRequestExt as _, Metadata, OutgoingResponse, OutgoingResponseExt as _,
+    path_builder::PathBuilder as _,
+};
+
+use super::{
+    auth::{Admits, Caller},
+    error::ApiError,
+};
+use crate::app::App;
+use sallyport_core::limits::{BODY_READ_MS_MAX, JSON_BODY_BYTES_MAX};
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response, ApiError>> + Send>>;
+type Handler = dyn Fn(Arc<App>, Incoming) -> Answer + Send + Sync;
+
+/// An endpoint whose body is JSON and is read before the handler runs.
+pub fn route<Req, C, F, Fut>(handler: F) -> Endpoint
+where
+    Req: IncomingRequest + Send + 'static,
+    Req::Authentication: Admits<C>,
+    C: Caller,
+    F: Fn(Arc<App>, C, Req) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Req::OutgoingResponse, ApiError>> + Send,
+{
+    Endpoint::new::<Req>(Arc::new(move |app, incoming| {
+        let handler = handler.clone();
+        Box::pin(async move {
+            let caller = C::identify(&app, &incoming.head).await?;
+            let (head, arguments, body) = incoming.read().await?;
+            let request = decode::<Req>(head, &arguments, &body)?;
+            encode(handler(app, caller, request).await?)
+        })
+    }))
+}
+
+/// An endpoint that reads its body or writes its answer as a stream, such as media.
+///
+/// The handler bounds the body itself. [`Incoming::decode`] gives the typed head.
+pub fn stream<Req, C, F, Fut>(handler: F) -> Endpoint
+where
+    Req: IncomingRequest + 'static,
+    Req::Authentication: Admits<C>,
+    C: Caller,
+    F: Fn(Arc<App>, C, Incoming) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Response, ApiError>> + Send,
+{
+    Endpoint::new::<Req>(Arc::new(move |app, incoming| {
+        let handler = handler.clone();
+        Box::pin(async move {
+            let caller = C::identify(&app, &incoming.head).await?;
+            handler(app, caller, incoming).await
+        })
+    }))
+}
+
+/// A handler with its method and all its paths.
+pub struct Endpoint {
+    method: Method,
+    /// The path by which logs and metrics name the endpoint.
+    name: &'static str,
+    paths: Vec<String>,
+    handler: Arc<Handler>,
+}
+
+impl Endpoint {
+    fn new<Req: Metadata>(handler: Arc<Handler>) -> Self {
+        let paths: Vec<&'static str> = Req::PATH_BUILDER.all_paths().collect();
+        Self {
+            method: Req::METHOD,
+            name: paths.last().copied().unwrap_or_default(),
+            paths: paths.into_iter().map(ToOwned::to_owned).collect(),
+            handler,
+        }
+    }
+
+    /// Serves each path also without its last segment, which is an argument that clients leave
+    /// out when it is empty (`state_key`), with and without the slash before it.
+    #[must_use]
+    pub fn last_argument_optional(mut self) -> Self {
+        let shorter: Vec<_> = self
+            .paths
+            .iter()
+            .filter_map(|path| Some(path.rsplit_once('/')?.0.to_owned()))
+            .collect();
+        self.paths.extend(shorter.iter().map(|path| format!("{path}/")));
+        self.paths.extend(shorter);
+        self
+    }
+
+    /// Serves the endpoint under one more path, with the same arguments in the same order.
+    #[must_use]
+    pub fn also(mut self, path: &str) -> Self {
+        self.paths.push(path.to_owned());
+        self
+    }
+
+    /// Adds the endpoint to the methods of each of its paths.
+    pub(super) fn register(self, mut add: impl FnMut(String, MethodRouter<Arc<App>>)) {
+        // CONNECT has no filter, and no endpoint of Matrix uses it.
+        let Ok(filter) = MethodFilter::try_from(self.method.clone()) else { return };
+        let endpoint = Arc::new(self);
+        for path in &endpoint.paths {
+            let endpoint = Arc::clone(&endpoint);
+            let handler = move |State(app): State<Arc<App>>,
+                                arguments: Result<RawPathParams, RawPathParamsRejection>,
+                                request: Request| {
+                let endpoint = Arc::clone(&endpoint);
+                async move { endpoint.answer(app, arguments, request).await }
+            };
+            add(positional(path), axum::routing::on(filter, handler));
+        }
+    }
+
+    async fn answer(
+        &self,
+        app: Arc<App>,
+        arguments: Result<RawPathParams, RawPathParamsRejection>,
+        request: Request,
+    ) -> Response {
+        let started = Instant::now();
+        let answer = match arguments {
+            Ok(arguments) => {
+                let arguments = arguments.iter().map(|(_, value)| value.to_owned()).collect();
+                let (head, body) = request.into_parts();
+                (self.handler)(Arc::clone(&app), Incoming { head, arguments, body }).await
+            }
+            Err(_) => Err(ApiError::invalid_param("The path is not UTF-8.")),
+        };
+        let response = answer.unwrap_or_else(|error| {
+            self.log(&error);
+            error.into_response()
+        });
+        app.metrics.request(&self.method, self.name, response.status(), started.elapsed());
+        response
+    }
+
+    fn log(&self, error: &ApiError) {
+        let (method, endpoint) = (self.method.as_str(), self.name);
+        if error.status().is_server_error() {
+            log::error!(target: "http", method, endpoint, error = error.chain(); "request failed");
+        } else {
+            log::debug!(target: "http", method, endpoint, error = error.chain(); "request refused");
+        }
+    }
+}
+
+/// A request whose body has not been read.
+pub struct Incoming {
+    /// Method, URI and headers.
+    pub head: Parts,
+    /// The path's arguments in order, percent-decoded.
+    pub arguments: Vec<String>,
+    /// The body; nothing bounds it yet.
+    pub body: Body,
+}
+
+impl Incoming {
+    /// The typed request with an empty body, and the body to stream.
+    pub fn decode<Req: IncomingRequest>(self) -> Result<(Req, Body), ApiError> {
+        Ok((decode(self.head, &self.arguments, &[])?, self.body))
+    }
+
+    async fn read(self) -> Result<(Parts, Vec<String>, Bytes), ApiError> {
+        let body = read(self.body, JSON_BODY_BYTES_MAX);
+        let body = tokio::time::timeout(Duration::from_millis(BODY_READ_MS_MAX), body)
+            .await
+            .map_err(|_| slow_body())??;
+        Ok((self.head, self.arguments, body))
+    }
+}
+
+/// Reads a body of at most `bytes_max` bytes into memory.
+pub async fn read(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+    let body = Limited::new(body, bytes_max).collect().await.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            ApiError::too_large(bytes_max as u64)
+        } else {
+            ApiError::bad_json("The connection ended within the body.").with_source(error)
+        }
+    })?;
+    Ok(body.to_bytes())
+}
+
+fn slow_body() -> ApiError {
+    let message = "The body did not arrive in time.";
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, ruma::api::error::ErrorKind::Unknown, message)
+}
+
+fn decode<Req: IncomingRequest>(
+    head: Parts,
+    arguments: &[String],
+    body: &[u8],
+) -> Result<Req, ApiError> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    Ok(Req::try_from_http_request(http::Request::from_parts(head, body), &arguments)?)
+}
+
+fn encode(response: impl OutgoingResponse) -> Result<Response, ApiError> {
+    let response = response.try_into_http_response::<Vec<u8>>().map_err(ApiError::internal)?;
+    Ok(response.map(Body::from))
+}
+
+/// Names a path's arguments by their position: endpoints that share a prefix may name the same
+/// segment differently, which the router refuses.
+fn positional(path: &str) -> String {
+    let segments = path.split('/').enumerate().map(|(index, segment)| {
+        if segment.starts_with('{') { format!("{{{index}}}") } else { segment.to_owned() }
+    });
+    segments.collect::<Vec<_>>().join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_named_by_position() {
+        assert_eq!(positional("/rooms/{room_id}/send/{type}/"), "/rooms/{2}/send/{4}/");
+    }
+}

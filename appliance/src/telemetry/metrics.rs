@@ -1,0 +1,163 @@
+//! All metrics, with their names, in one place.
+//!
+//! Served as `/metrics` on the administration socket and on loopback listeners that list
+//! `metrics`. No metric has a label with a user, a room or an address.
+
+use std::{fmt, fs, time::Duration};
+
+use http::{Method, StatusCode};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+use sallyport_store::Committed;
+
+/// The numbers that the parts of the box keep up to date.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    request_seconds: Family<EndpointLabels, Histogram, fn() -> Histogram>,
+    resident_memory: Gauge,
+    write_group_size: Histogram,
+    write_group_seconds: Histogram,
+    /// Events accepted into rooms.
+    pub events: Counter,
+    /// Own events that wait for their signature.
+    pub unsigned_events: Gauge,
+    /// Duration of one operation of the token, in seconds.
+    pub token_seconds: Histogram,
+    /// Clients that wait in `/sync`.
+    pub sync_waiters: Gauge,
+    /// Open connections.
+    pub connections: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    method: String,
+    endpoint: &'static str,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndpointLabels {
+    method: String,
+    endpoint: &'static str,
+}
+
+impl Metrics {
+    /// All metrics at zero.
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("sallyport"),
+            requests: Family::default(),
+            request_seconds: Family::new_with_constructor(seconds),
+            resident_memory: Gauge::default(),
+            write_group_size: Histogram::new(exponential_buckets(1.0, 2.0, 10)),
+            write_group_seconds: seconds(),
+            events: Counter::default(),
+            unsigned_events: Gauge::default(),
+            token_seconds: seconds(),
+            sync_waiters: Gauge::default(),
+            connections: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    #[rustfmt::skip]
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("http_requests", "Requests answered", self.requests.clone());
+        registry.register_with_unit("http_request", "Time to answer a request", Unit::Seconds, self.request_seconds.clone());
+        registry.register("http_connections", "Open connections", self.connections.clone());
+        registry.register("sync_waiters", "Clients that wait in /sync", self.sync_waiters.clone());
+        registry.register("store_write_group_size", "Commands per commit", self.write_group_size.clone());
+        registry.register_with_unit("store_write_group", "Time of a commit", Unit::Seconds, self.write_group_seconds.clone());
+        registry.register("events", "Events accepted into rooms", self.events.clone());
+        registry.register("unsigned_events", "Own events that wait for their signature", self.unsigned_events.clone());
+        registry.register_with_unit("token_operation", "Time of an operation of the token", Unit::Seconds, self.token_seconds.clone());
+        registry.register_with_unit("process_resident_memory", "Resident memory", Unit::Bytes, self.resident_memory.clone());
+    }
+
+    /// Counts an answered request. `endpoint` is the path with its arguments unnamed.
+    pub fn request(
+        &self,
+        method: &Method,
+        endpoint: &'static str,
+        status: StatusCode,
+        elapsed: Duration,
+    ) {
+        let method = method.as_str().to_owned();
+        let labels = EndpointLabels { method: method.clone(), endpoint };
+        self.request_seconds.get_or_create(&labels).observe(elapsed.as_secs_f64());
+        self.requests
+            .get_or_create(&RequestLabels { method, endpoint, status: status.as_u16() })
+            .inc();
+    }
+
+    /// Records a commit of the database.
+    pub fn commit(&self, committed: &Committed) {
+        self.write_group_size.observe(committed.commands as f64);
+        self.write_group_seconds.observe(committed.duration.as_secs_f64());
+    }
+
+    /// The text format of Prometheus (OpenMetrics).
+    ///
+    /// # Errors
+    /// Never in practice: writing to a string does not fail.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        if let Some(bytes) = resident_bytes() {
+            self.resident_memory.set(bytes);
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// 0.1 ms to 52 s, doubling.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 2.0, 20))
+}
+
+/// Resident memory of this process, from `/proc/self/status`.
+fn resident_bytes() -> Option<i64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_counted_by_endpoint_and_status() {
+        let metrics = Metrics::new();
+        let path = "/_matrix/client/v3/login";
+        metrics.request(&Method::GET, path, StatusCode::OK, Duration::from_millis(3));
+        let text = metrics.encode().unwrap();
+        let line = r#"sallyport_http_requests_total{method="GET",endpoint="/_matrix/client/v3/login",status="200"} 1"#;
+        assert!(text.contains(line), "{text}");
+        assert!(text.contains("sallyport_http_request_seconds_bucket"), "{text}");
+    }
+
+    #[test]
+    fn memory_is_measured() {
+        assert!(resident_bytes().unwrap() > 1 << 20);
+    }
+}

@@ -1,0 +1,3 @@
+//! Tests of the homeserver in its own process, without sockets.
+
+mod frame;
