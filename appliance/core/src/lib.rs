@@ -15,6 +15,6 @@
 
 pub mod event;
 pub mod limits;
-pub mod sign;
 pub mod room;
+pub mod sign;
 pub mod time;

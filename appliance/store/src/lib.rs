@@ -18,10 +18,18 @@ mod error;
 mod events;
 mod meta;
 mod pool;
+mod rooms;
 mod schema;
+mod signing;
+mod states;
+mod view;
 
 pub use self::{
     error::{Error, Result},
+    events::{Direction, StoredEvent, Transaction},
     meta::Incarnation,
     pool::{Committed, Options, Read, Store, Write},
+    rooms::{Membership, Outcome, Placed, Room},
+    signing::{SignedBatch, Unsigned, UnsignedEvent},
+    view::View,
 };

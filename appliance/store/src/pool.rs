@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ruma::{OwnedRoomId, OwnedUserId, ServerName};
+use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, ServerName};
 use rusqlite::{CachedStatement, Connection, OpenFlags};
 
 use crate::{
@@ -100,8 +100,14 @@ impl Store {
             idle: Mutex::new(Idle { connections: Vec::new(), open: 0 }),
             returned: Condvar::new(),
         });
-        let mut writer = Writer { connection, position: 0, on_commit: options.on_commit, caches };
-        writer.identify(options.server_name, options.fresh_incarnation)?;
+        let mut writer = Writer {
+            connection,
+            server_name: options.server_name.to_owned(),
+            position: 0,
+            on_commit: options.on_commit,
+            caches,
+        };
+        writer.identify(options.fresh_incarnation)?;
         let (queue, jobs) = sync_channel(QUEUE_LENGTH);
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
@@ -228,6 +234,7 @@ impl<'c> Read<'c> {
 pub struct Write<'c> {
     read: Read<'c>,
     position: &'c mut i64,
+    server_name: &'c ServerName,
     changes: Committed,
 }
 
@@ -267,6 +274,11 @@ impl Write<'_> {
         }
     }
 
+    /// The Matrix server name of this box.
+    pub(crate) fn server_name(&self) -> &ServerName {
+        self.server_name
+    }
+
     /// The row id of the last insert.
     pub(crate) fn last_insert_rowid(&self) -> i64 {
         self.read.connection.last_insert_rowid()
@@ -283,6 +295,7 @@ struct Finish {
 
 struct Writer {
     connection: Connection,
+    server_name: OwnedServerName,
     position: i64,
     on_commit: Box<dyn Fn(&Committed) + Send>,
     caches: Arc<EventCache>,
@@ -290,22 +303,26 @@ struct Writer {
 
 impl Writer {
     /// Checks whose database this is, or makes it ours if it is new.
-    fn identify(&mut self, server_name: &ServerName, fresh_incarnation: [u8; 16]) -> Result<()> {
+    fn identify(&mut self, fresh_incarnation: [u8; 16]) -> Result<()> {
         let transaction = self.connection.transaction()?;
         let read = Read { connection: &transaction, caches: &self.caches, fills_cache: false };
         self.position = read.position()?;
         match read.meta("server_name")? {
-            Some(found) if found == server_name.as_bytes() => {}
+            Some(found) if found == self.server_name.as_bytes() => {}
             Some(found) => {
                 return Err(Error::OtherServer {
                     found: String::from_utf8_lossy(&found).into_owned(),
-                    wanted: server_name.to_string(),
+                    wanted: self.server_name.to_string(),
                 });
             }
             None => {
-                let mut write =
-                    Write { read, position: &mut self.position, changes: Committed::default() };
-                write.set_meta("server_name", server_name.as_bytes())?;
+                let mut write = Write {
+                    read,
+                    position: &mut self.position,
+                    server_name: &self.server_name,
+                    changes: Committed::default(),
+                };
+                write.set_meta("server_name", self.server_name.as_bytes())?;
                 write.set_meta("incarnation", &fresh_incarnation)?;
             }
         }
@@ -369,6 +386,7 @@ impl Writer {
         let mut write = Write {
             read: Read { connection: &self.connection, caches: &self.caches, fills_cache: false },
             position: &mut self.position,
+            server_name: &self.server_name,
             changes: Committed::default(),
         };
         let finish = job(Ok(&mut write));
