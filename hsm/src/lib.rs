@@ -1,1 +1,134 @@
-//! See the package description.
+//! The keys of a box: in a PKCS#11 token, or for development in an encrypted file.
+//!
+//! [`open`] gives a [`Token`] at once and connects behind it, so that a slow or absent token never holds up the start of
+//! a box; [`Token::health`] tells how it stands. Callers name keys by [`KeyName`] and hand over typed requests
+//! ([`SigningRequest`]), which are held against the [`Policy`] before the token sees a byte. No signature is given out that
+//! does not verify against the key it should be from.
+//!
+//! All calls are synchronous and may take as long as the token does: never make them from an async worker, nor while
+//! holding a lock on the database.
+
+#![deny(missing_docs)]
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use sallyport_core::sign::{Policy, PublicKey, Signature, SigningRequest};
+use serde::{Deserialize, Serialize};
+
+mod error;
+mod key;
+mod seal;
+mod secret;
+mod software;
+
+pub use error::{Class, Error};
+pub use key::{Caps, KeyKind, KeyName, ParseKeyNameError};
+pub use sallyport_core::sign::KeyRole;
+pub use secret::{Pin, Secret32};
+pub use software::SoftwareToken;
+
+/// Bytes of an uncompressed point of P-256 (SEC 1, section 2.3.3), as [`Token::agree`] takes it.
+pub const P256_POINT_BYTES: usize = PublicKey::P256_BYTES;
+
+/// A place where keys live and from which they never come out.
+///
+/// Errors have a [`Class`] that says who can help: waiting, the caller, or an operator.
+pub trait Token: Send + Sync {
+    /// How the token stands. Never waits for the token.
+    fn health(&self) -> Health;
+
+    /// What the token can do: nothing until it was open once. Never waits for the token.
+    fn caps(&self) -> Caps;
+
+    /// The names of all our keys in the token, by role and then id.
+    fn keys(&self) -> Result<Vec<KeyName>, Error>;
+
+    /// The public half of a signing or agreement key.
+    fn public_key(&self, key: &KeyName) -> Result<PublicKey, Error>;
+
+    /// Signs one request with a key of the request's role.
+    fn sign(&self, key: &KeyName, request: &SigningRequest) -> Result<Signature, Error>;
+
+    /// Signs many requests; the answers stand in the order of the requests. Faster than one by one, because the token
+    /// signs while the last answers are being verified.
+    fn sign_many(
+        &self,
+        key: &KeyName,
+        requests: &[SigningRequest],
+    ) -> Vec<Result<Signature, Error>>;
+
+    /// The x-coordinate of the ECDH shared point with `peer`, an uncompressed point of P-256 (raw: derive keys from it,
+    /// for example with HKDF, and never use it as one).
+    fn agree(&self, key: &KeyName, peer: &[u8; P256_POINT_BYTES]) -> Result<Secret32, Error>;
+
+    /// Makes a key that cannot leave the token and gives its name.
+    fn generate(&self, role: KeyRole, kind: KeyKind) -> Result<KeyName, Error>;
+
+    /// Destroys a key for ever.
+    fn destroy(&self, key: &KeyName) -> Result<(), Error>;
+
+    /// Encrypts a secret under a storage key, bound to `aad`, which must be given again to [`Token::unwrap`].
+    fn wrap(&self, key: &KeyName, secret: &Secret32, aad: &[u8]) -> Result<Vec<u8>, Error>;
+
+    /// Decrypts what [`Token::wrap`] made with the same key and `aad`.
+    fn unwrap(&self, key: &KeyName, wrapped: &[u8], aad: &[u8]) -> Result<Secret32, Error>;
+
+    /// Opens the token with a PIN that an operator gave, at once, whatever happened before. The only way out of
+    /// [`Health::Locked`].
+    fn reopen(&self, pin: Pin) -> Result<(), Error>;
+}
+
+/// How a token stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Being opened for the first time.
+    Starting,
+    /// Open and logged in.
+    Ready,
+    /// Waiting for a PIN from an operator ([`Token::reopen`]); nothing is tried until then.
+    Locked {
+        /// What happened and what to do.
+        why: String,
+    },
+    /// Not usable at the moment; tried again by itself.
+    Absent {
+        /// What happened and what to do.
+        why: String,
+        /// Attempts to open it since it was last open.
+        attempts: u32,
+    },
+}
+
+/// Where the keys are: the table of a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum TokenConfig {
+    /// An encrypted file, for development only.
+    Software {
+        /// The key file; it is made if there is none, with its own key beside it.
+        path: PathBuf,
+        /// Milliseconds that each signature takes, one at a time: a stand-in for a slow token in benchmarks.
+        #[serde(default)]
+        delay_ms: u64,
+    },
+}
+
+/// Opens the configured token, or, for a PKCS#11 token, starts to: the answer comes at once and the token is connected on
+/// its own thread.
+///
+/// Software keys can be copied by whoever reads the disk; without `allow_software_keys` they are refused.
+pub fn open(
+    config: &TokenConfig,
+    allow_software_keys: bool,
+    policy: Policy,
+) -> Result<Arc<dyn Token>, Error> {
+    match config {
+        TokenConfig::Software { path, delay_ms } => {
+            if !allow_software_keys {
+                return Err(Error::SoftwareKeysNotAllowed { path: path.clone() });
+            }
+            let delay = Duration::from_millis(*delay_ms);
+            Ok(Arc::new(SoftwareToken::open_or_create(path, delay, policy)?))
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Tests of the tokens through their public face.
+
+mod requests;
+mod software;
