@@ -66,6 +66,7 @@ pub enum Api {
 
 /// The serving certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
 pub enum Tls {
     /// The box issues its own certificate from its enclave CA.
     Issued {
@@ -451,6 +452,16 @@ mod tests {
         assert_eq!(config.tls, Tls::Issued { names: vec![] });
         assert_eq!(config.registration.mode, RegistrationMode::Closed);
         assert_eq!(config.rooms.default_version, RoomVersionId::V12);
+    }
+
+    #[test]
+    fn the_printed_configuration_means_the_same() {
+        let files = "[tls]\ncertificate = '/c.pem'\nkey = '/k.pem'";
+        for more in ["", files, "[log]\nlevel = 'debug'\n[registration]\nmode = 'token'"] {
+            let config = parse(&format!("server_name = 'alpha.example'\n{more}")).unwrap();
+            let printed = toml::to_string(&config).unwrap();
+            assert_eq!(parse(&printed).unwrap(), config, "{printed}");
+        }
     }
 
     #[test]

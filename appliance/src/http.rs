@@ -44,8 +44,17 @@ pub fn router(app: Arc<App>, apis: &BTreeSet<Api>) -> Router {
     router.with_state(app)
 }
 
+/// The routes of the administration socket.
+pub fn admin_router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(app)
+}
+
 /// The current metrics, in the text format of Prometheus.
-pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+async fn metrics(State(app): State<Arc<App>>) -> Response {
     const OPENMETRICS: HeaderValue =
         HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     match app.metrics.encode() {

@@ -1,10 +1,17 @@
 //! Sallyport: a Matrix homeserver for networks that must never be connected.
 //!
-//! `ARCHITECTURE.md` beside this package explains how the parts fit together.
+//! `ARCHITECTURE.md` beside this package explains how the parts fit together. Read [`serve`]
+//! for the order in which a box starts and stops, [`http`] for the list of its endpoints.
+
+#![forbid(unsafe_code)]
 
 pub mod app;
+pub mod cli;
 pub mod config;
 pub mod http;
+pub mod listen;
+pub mod serve;
 pub mod service;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;

@@ -34,5 +34,13 @@ pub const SIGNED_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const JSON_BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Milliseconds in which a JSON body must arrive.
 pub const BODY_READ_MS_MAX: u64 = 30_000;
+/// Milliseconds in which the head of a request must arrive; also how long a connection may idle.
+pub const HEADER_READ_MS_MAX: u64 = 60_000;
+/// Headers of a request.
+pub const HTTP_HEADERS_MAX: usize = 64;
+/// Bytes of the head of a request, and of what is buffered per connection.
+pub const HTTP_HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Milliseconds in which a TLS handshake must end.
+pub const TLS_HANDSHAKE_MS_MAX: u64 = 10_000;
 /// Calls of use cases at a time. More than there are readers: writers that wait together share one fsync.
 pub const BLOCKING_CALLS_MAX: usize = 64;

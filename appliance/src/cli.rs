@@ -1,0 +1,59 @@
+//! The command line of the box.
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use crate::{config::Config, serve};
+
+/// A Matrix homeserver for networks that must never be connected.
+#[derive(Debug, Parser)]
+#[command(name = "sallyport", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the box until SIGTERM or SIGINT.
+    Serve {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE", default_value = "/etc/sallyport/sallyport.toml")]
+        config: PathBuf,
+    },
+    /// Check a configuration file and print it with all defaults filled in.
+    CheckConfig {
+        /// The configuration file.
+        #[arg(value_name = "FILE", default_value = "/etc/sallyport/sallyport.toml")]
+        config: PathBuf,
+    },
+    /// Print the version.
+    Version,
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// What went wrong and what to do, as a chain.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Serve { config } => serve::run(Config::read(&config)?),
+            Command::CheckConfig { config } => {
+                let config = Config::read(&config)?;
+                let text = toml::to_string(&config).context("cannot print the configuration")?;
+                print(&text)
+            }
+            Command::Version => print(concat!("sallyport ", env!("CARGO_PKG_VERSION"), "\n")),
+        }
+    }
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
+}

@@ -1,0 +1,208 @@
+//! `sallyport serve`: the order in which a box starts and stops.
+//!
+//! Start: log, database, certificate, sockets, then the service manager hears that the box is
+//! ready. Stop: no new connections, long-polls return, begun requests are finished, the writer
+//! commits what it has. A second signal ends the process at once.
+
+use std::{
+    process,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use sallyport_core::{limits::BLOCKING_CALLS_MAX, time::Millis};
+use sd_notify::NotifyState;
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    app::App,
+    config::{Config, RegistrationMode},
+    http,
+    listen::{self, Connections},
+    shutdown::{self, Trigger},
+    telemetry,
+    tls::Certificates,
+};
+
+/// How long begun requests may take once the box is to stop.
+const DRAIN: Duration = Duration::from_secs(20);
+/// How long blocking calls may take after that.
+const LAST_CALLS: Duration = Duration::from_secs(5);
+/// How often the certificate is looked at.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(6 * 60 * 60);
+/// File descriptors besides connections: database, media, log.
+const DESCRIPTORS_RESERVED: u64 = 256;
+
+/// Runs the box until a signal stops it.
+///
+/// # Errors
+/// Whatever keeps the box from starting, with what to do about it.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    telemetry::log::install(config.log.level);
+    raise_descriptor_limit(config.limits.connections as u64);
+    let runtime = runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("sallyport")
+        .max_blocking_threads(BLOCKING_CALLS_MAX + config.limits.login_workers + 8)
+        .build()
+        .context("cannot start the worker threads")?;
+    let (trigger, shutdown) = shutdown::channel();
+    let app = App::open(config, now, shutdown)?;
+    let served = runtime.block_on(serve(Arc::clone(&app), trigger));
+    // Calls that still run hold the app; the writer commits what it has when the last one goes.
+    runtime.shutdown_timeout(LAST_CALLS);
+    drop(app);
+    log::info!("stopped");
+    served
+}
+
+async fn serve(app: Arc<App>, trigger: Trigger) -> anyhow::Result<()> {
+    warn_about(&app.config);
+    let connections =
+        Connections::new(u32::try_from(app.config.limits.connections).unwrap_or(u32::MAX));
+    open_sockets(&app, &connections).await?;
+    tokio::spawn(stop_on_signal(trigger)?);
+    tokio::spawn(feed_watchdog(Arc::clone(&app)));
+    notify(NotifyState::Ready);
+    log::info!(server_name:% = app.config.server_name, version = env!("CARGO_PKG_VERSION"); "ready");
+
+    app.shutdown.requested().await;
+    notify(NotifyState::Stopping);
+    log::info!("stopping");
+    let left = connections.drain(DRAIN).await;
+    if left > 0 {
+        log::warn!(connections = left; "some connections did not end in time");
+    }
+    Ok(())
+}
+
+async fn open_sockets(app: &Arc<App>, connections: &Connections) -> anyhow::Result<()> {
+    let tls = if app.config.listeners.iter().any(|listener| listener.tls) {
+        let certificates = Certificates::open(&app.config, (app.clock)())?;
+        if let Some(sha256) = certificates.ca_fingerprint() {
+            log::info!(sha256; "devices must trust the enclave CA in ca.pem");
+        }
+        let acceptor = TlsAcceptor::from(Arc::new(certificates.server_config()?));
+        tokio::spawn(keep_certificate_fresh(Arc::clone(app), certificates));
+        Some(acceptor)
+    } else {
+        None
+    };
+    for listener in &app.config.listeners {
+        let socket = listen::bind(listener).await?;
+        let router = http::router(Arc::clone(app), &listener.apis);
+        let tls = if listener.tls { tls.clone() } else { None };
+        let address = listener.address;
+        log::info!(address:% = address, tls = tls.is_some(); "listening");
+        tokio::spawn(listen::accept_tcp(Arc::clone(app), socket, tls, router, connections.clone()));
+    }
+    let socket = listen::bind_unix(&app.config.admin.socket).await?;
+    let router = http::admin_router(Arc::clone(app));
+    // Not bounded by the clients' connections: an administrator must get in when they are many.
+    let connections = Connections::new(ADMIN_CONNECTIONS);
+    tokio::spawn(listen::accept_unix(Arc::clone(app), socket, router, connections));
+    Ok(())
+}
+
+/// Connections to the administration socket at a time.
+const ADMIN_CONNECTIONS: u32 = 32;
+
+fn warn_about(config: &Config) {
+    if config.registration.mode == RegistrationMode::Open {
+        log::warn!(
+            "REGISTRATION IS OPEN: whoever reaches this box can create an account. \
+             Set registration.mode to \"closed\" or \"token\"."
+        );
+    }
+}
+
+/// The time, for everything below. The only clock that is read.
+fn now() -> Millis {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Millis(0).plus(elapsed)
+}
+
+/// Stops in order at the first SIGTERM or SIGINT and at once at the second.
+fn stop_on_signal(trigger: Trigger) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    Ok(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        next().await;
+        trigger.stop();
+        next().await;
+        log::warn!("stopped at once by a second signal");
+        process::exit(1);
+    })
+}
+
+/// Tells the service manager that the box is alive as long as the database answers.
+async fn feed_watchdog(app: Arc<App>) {
+    let Some(period) = sd_notify::watchdog_enabled() else { return };
+    let mut ticks = interval(period / 3);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !app.shutdown.is_requested() {
+        ticks.tick().await;
+        let asked = app.run(|app| app.store.read(|read| read.position()));
+        match timeout(period / 3, asked).await {
+            Ok(Ok(_)) => notify(NotifyState::Watchdog),
+            Ok(Err(error)) => log::error!(error = error.chain(); "the database does not answer"),
+            Err(_) => log::error!("the database does not answer in time"),
+        }
+    }
+}
+
+async fn keep_certificate_fresh(app: Arc<App>, certificates: Arc<Certificates>) {
+    let mut ticks = interval(CERTIFICATE_CHECK);
+    // The first tick comes at once, and the certificate was just looked at.
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let certificates = Arc::clone(&certificates);
+        let refreshed = app
+            .run(move |app| {
+                certificates.refresh((app.clock)()).map_err(http::error::ApiError::internal)
+            })
+            .await;
+        if let Err(error) = refreshed {
+            log::error!(error = error.chain(); "the serving certificate cannot be renewed");
+        }
+    }
+}
+
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        log::warn!(error:% = error; "the service manager cannot be told");
+    }
+}
+
+/// Asks for as many file descriptors as connections need.
+fn raise_descriptor_limit(connections: u64) {
+    let wanted = connections + DESCRIPTORS_RESERVED;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft >= wanted {
+            return Ok(soft);
+        }
+        let possible = wanted.min(hard);
+        setrlimit(Resource::RLIMIT_NOFILE, possible, hard).map(|()| possible)
+    });
+    match raised {
+        Ok(possible) if possible >= wanted => {}
+        Ok(possible) => {
+            log::warn!(possible, wanted; "too few file descriptors for limits.connections");
+        }
+        Err(error) => log::warn!(error:% = error; "the number of file descriptors is unknown"),
+    }
+}
