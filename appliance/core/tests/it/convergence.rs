@@ -1,0 +1,171 @@
+//! Whatever the order in which events arrive, servers end up with the same room.
+
+use proptest::prelude::*;
+use ruma::{RoomVersionId, ServerName};
+use sallyport_core::{
+    room::{Intent, VERSIONS, Verdict},
+    time::Millis,
+};
+
+use crate::server::{Keys, Server, founded, member, message, state};
+
+const NOW: Millis = Millis(1_000_000);
+const USERS: [&str; 4] =
+    ["@alice:alpha.test", "@adam:alpha.test", "@bob:bravo.test", "@beth:bravo.test"];
+
+/// Something that somebody tries to do; what the rules refuse is skipped.
+#[derive(Debug, Clone)]
+enum Step {
+    Message(usize),
+    Topic(usize),
+    Kick(usize, usize),
+    Ban(usize, usize),
+    Join(usize),
+    Invite(usize, usize),
+    Power(usize, usize, u8),
+    JoinRule(usize, bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let who = 0..USERS.len();
+    prop_oneof![
+        3 => who.clone().prop_map(Step::Message),
+        2 => who.clone().prop_map(Step::Topic),
+        1 => (who.clone(), who.clone()).prop_map(|(a, b)| Step::Kick(a, b)),
+        1 => (who.clone(), who.clone()).prop_map(|(a, b)| Step::Ban(a, b)),
+        2 => who.clone().prop_map(Step::Join),
+        1 => (who.clone(), who.clone()).prop_map(|(a, b)| Step::Invite(a, b)),
+        1 => (who.clone(), who.clone(), 0..101_u8).prop_map(|(a, b, level)| Step::Power(a, b, level)),
+        1 => (who, any::<bool>()).prop_map(|(a, open)| Step::JoinRule(a, open)),
+    ]
+}
+
+fn intent(step: &Step, version: &RoomVersionId, ts: u64) -> Intent {
+    let creator_level =
+        if *version == RoomVersionId::V12 { "" } else { r#""@alice:alpha.test":100,"# };
+    match *step {
+        Step::Message(who) => message(USERS[who], "text", ts),
+        Step::Topic(who) => {
+            state(USERS[who], "m.room.topic", "", &format!(r#"{{"topic":"{ts}"}}"#), ts)
+        }
+        Step::Kick(who, whom) => member(USERS[who], USERS[whom], "leave", ts),
+        Step::Ban(who, whom) => member(USERS[who], USERS[whom], "ban", ts),
+        Step::Join(who) => member(USERS[who], USERS[who], "join", ts),
+        Step::Invite(who, whom) => member(USERS[who], USERS[whom], "invite", ts),
+        Step::Power(who, whom, level) => {
+            let users = if whom == 0 {
+                creator_level.trim_end_matches(',').to_owned()
+            } else {
+                format!(r#"{creator_level}"{}":{level}"#, USERS[whom])
+            };
+            state(
+                USERS[who],
+                "m.room.power_levels",
+                "",
+                &format!(r#"{{"users":{{{users}}},"invite":0}}"#),
+                ts,
+            )
+        }
+        Step::JoinRule(who, open) => {
+            let rule = if open { "public" } else { "invite" };
+            state(USERS[who], "m.room.join_rules", "", &format!(r#"{{"join_rule":"{rule}"}}"#), ts)
+        }
+    }
+}
+
+/// Lets a server do what its own users try; the others' attempts are not its business.
+fn act(
+    server: &mut Server,
+    name: &ServerName,
+    steps: &[Step],
+    version: &RoomVersionId,
+    keys: &Keys,
+    from: u64,
+) -> Vec<String> {
+    let mut sent = Vec::new();
+    for (step, ts) in steps.iter().zip(from..) {
+        let intent = intent(step, version, ts);
+        if intent.sender.server_name() == name
+            && let Ok(signed) = server.send(intent, keys)
+        {
+            sent.push(signed.to_wire().unwrap());
+        }
+    }
+    sent
+}
+
+/// Delivers events in any order: what asks for others comes again.
+fn deliver(server: &mut Server, mut events: Vec<String>, keys: &Keys) {
+    while !events.is_empty() {
+        let before = events.len();
+        events.retain(|event| {
+            matches!(server.receive(event.as_bytes(), keys, NOW), Verdict::Missing { .. })
+        });
+        assert!(events.len() < before, "events that never find their predecessors");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_order_of_arrival_does_not_change_the_room(
+        version in 0..VERSIONS.len(),
+        common in prop::collection::vec(step(), 0..6),
+        alphas in prop::collection::vec(step(), 0..10),
+        bravos in prop::collection::vec(step(), 0..10),
+        seed in any::<u64>(),
+    ) {
+        let version = &VERSIONS[version];
+        let keys = Keys::of(&["alpha.test", "bravo.test"]);
+        let mut alpha = Server::new(version);
+        alpha.found(&founded(version, "public"), &keys);
+        for (who, ts) in USERS.iter().zip(2000..).skip(1) {
+            alpha.send(member(who, who, "join", ts), &keys).unwrap();
+        }
+        for (step, ts) in common.iter().zip(2100..) {
+            let _refused = alpha.send(intent(step, version, ts), &keys);
+        }
+        let mut bravo = alpha.clone();
+        let mut late = alpha.clone();
+        let mut later = alpha.clone();
+
+        // A netsplit: both go on alone, then hear of each other.
+        let a = act(&mut alpha, "alpha.test".try_into().unwrap(), &alphas, version, &keys, 3000);
+        let b = act(&mut bravo, "bravo.test".try_into().unwrap(), &bravos, version, &keys, 3000);
+        deliver(&mut alpha, b.clone(), &keys);
+        deliver(&mut bravo, a.clone(), &keys);
+
+        // Two that were away hear all of it, each in an order of its own.
+        let mut all = [a, b].concat();
+        deliver(&mut late, all.clone(), &keys);
+        shuffle(&mut all, seed);
+        deliver(&mut later, all, &keys);
+
+        // Soft failure depends on what a server knew at the time. As long as there was none, all agree at once.
+        let failed = |server: &Server| server.events.values().any(|(known, _)| {
+            known.status == sallyport_core::event::Status::SoftFailed
+        });
+        if ![&alpha, &bravo, &late, &later].into_iter().any(failed) {
+            prop_assert_eq!(alpha.current(), bravo.current());
+            prop_assert_eq!(alpha.current(), late.current());
+            prop_assert_eq!(alpha.current(), later.current());
+            let ends = |server: &Server| {
+                let mut ends = server.head.clone().unwrap().extremities;
+                ends.sort();
+                ends
+            };
+            prop_assert_eq!(ends(&alpha), ends(&later));
+        }
+    }
+}
+
+fn shuffle(events: &mut [String], seed: u64) {
+    let mut random = seed | 1;
+    for i in (1..events.len()).rev() {
+        random =
+            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let j = usize::try_from(random >> 33).unwrap() % (i + 1);
+        events.swap(i, j);
+    }
+}
