@@ -13,8 +13,13 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod audit;
+pub mod cbor;
+pub mod cose;
+pub mod digest;
 pub mod event;
 pub mod limits;
 pub mod room;
+pub mod roster;
 pub mod sign;
 pub mod time;

@@ -44,3 +44,34 @@ pub const HTTP_HEAD_BYTES_MAX: usize = 64 * 1024;
 pub const TLS_HANDSHAKE_MS_MAX: u64 = 10_000;
 /// Calls of use cases at a time. More than there are readers: writers that wait together share one fsync.
 pub const BLOCKING_CALLS_MAX: usize = 64;
+
+// --- Rosters and the admin socket (`roster`, `admin`) ---
+
+/// Bytes of a roster in any form.
+pub const ROSTER_BYTES_MAX: usize = 128 << 20;
+/// Accounts and locks in a roster.
+pub const ROSTER_ACCOUNTS_MAX: usize = 250_000;
+/// Bytes of a display name, a unit, an external id, or the name of a clearance.
+pub const ROSTER_NAME_BYTES_MAX: usize = 255;
+/// Clearance levels of an enclave.
+pub const ROSTER_LEVELS_MAX: usize = 32;
+/// Clearances of an account.
+pub const ROSTER_CLEARANCES_MAX: usize = 32;
+/// Client certificates of an account.
+pub const ROSTER_CERTS_MAX: usize = 16;
+/// Problems of a roster that are reported in full.
+pub const ROSTER_PROBLEMS_MAX: usize = 50;
+/// Percentage of the active accounts that a roster may lock without the approval of a second person.
+pub const ROSTER_LOCK_PERCENT_MAX: usize = 10;
+/// Milliseconds that an activation code may be used for.
+pub const ACTIVATION_MS_MAX: u64 = 14 * 24 * 60 * 60 * 1000;
+/// Bytes of the header that names the actor and the approvals of an administrative command.
+pub const ADMIN_AUTHORITY_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of the body of an administrative command that is not a file.
+pub const ADMIN_BODY_BYTES_MAX: usize = 8 << 20;
+/// Approvals of an administrative command.
+pub const ADMIN_APPROVALS_MAX: usize = 8;
+/// Characters of the name of an actor.
+pub const ADMIN_ACTOR_CHARS_MAX: usize = 100;
+/// Rows of the audit log in one answer.
+pub const AUDIT_PAGE_ROWS_MAX: u32 = 1000;
