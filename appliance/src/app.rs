@@ -2,9 +2,16 @@
 //!
 //! It also holds the one bridge from async handlers to synchronous use cases: [`App::run`].
 
-use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::PathBuf, sync::Arc};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use sallyport_core::{limits::BLOCKING_CALLS_MAX, time::Millis};
+use sallyport_core::{limits::BLOCKING_CALLS_MAX, sign::Policy, time::Millis};
+use sallyport_hsm::Token;
 use sallyport_store::Store;
 use tokio::{
     sync::{AcquireError, Semaphore},
@@ -21,6 +28,8 @@ pub struct App {
     pub config: Config,
     /// The database.
     pub store: Store,
+    /// The keys. Without a token members chat, but nothing leaves the box.
+    pub token: Option<Arc<dyn Token>>,
     /// The time. Handlers read it once and pass it on.
     pub clock: fn() -> Millis,
     /// Numbers for monitoring.
@@ -29,6 +38,8 @@ pub struct App {
     pub shutdown: Shutdown,
     calls: Arc<Semaphore>,
     password_checks: Arc<Semaphore>,
+    /// Held while the box runs: a second one would not see what this one has cached.
+    _lock: File,
 }
 
 /// Why a blocking call gave no answer.
@@ -48,8 +59,8 @@ pub enum Interrupted {
 /// Why a box does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The folder for the box's data cannot be made.
-    #[error("cannot make the folder {}", path.display())]
+    /// The folder for the box's data cannot be used.
+    #[error("cannot use the folder {}", path.display())]
     DataDir {
         /// The folder.
         path: PathBuf,
@@ -57,6 +68,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Another process works on the same data.
+    #[error("another box already works in {}; stop it first", path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The configured token is not usable and will not be by waiting.
+    #[error("cannot use the token")]
+    Token(#[source] sallyport_hsm::Error),
     /// The database cannot be opened.
     #[error("cannot open the database {}", path.display())]
     Store {
@@ -82,11 +102,7 @@ impl App {
         shutdown: Shutdown,
     ) -> Result<Arc<Self>, Error> {
         let data_dir = &config.data_dir;
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(data_dir)
-            .map_err(|source| Error::DataDir { path: data_dir.clone(), source })?;
+        let lock = lock(data_dir)?;
         let metrics = Arc::new(Metrics::new());
         let path = data_dir.join("sallyport.db");
         let commits = Arc::clone(&metrics);
@@ -96,7 +112,12 @@ impl App {
             fresh_incarnation: random().map_err(Error::NoRandomness)?,
             on_commit: Box::new(move |committed| commits.commit(committed)),
         });
+        let policy = Policy { server_name: config.server_name.clone() };
+        let token = config.token.as_ref().map(|token| {
+            sallyport_hsm::open(token, config.allow_software_keys, policy).map_err(Error::Token)
+        });
         Ok(Arc::new(Self {
+            token: token.transpose()?,
             store: store.map_err(|source| Error::Store { path, source })?,
             clock,
             metrics,
@@ -104,6 +125,7 @@ impl App {
             password_checks: Arc::new(Semaphore::new(config.limits.login_workers)),
             shutdown,
             config,
+            _lock: lock,
         }))
     }
 
@@ -152,6 +174,18 @@ impl App {
             call(&app)
         });
         call.await.map_err(Interrupted::Lost)
+    }
+}
+
+/// Makes the folder for the box's data, for this user only, and takes it for this process.
+fn lock(folder: &Path) -> Result<File, Error> {
+    let failed = |source| Error::DataDir { path: folder.to_owned(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    let lock = File::create(folder.join("lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::Occupied { path: folder.to_owned() }),
+        Err(fs::TryLockError::Error(source)) => Err(failed(source)),
     }
 }
 

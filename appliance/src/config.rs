@@ -12,6 +12,7 @@ use std::{
 
 use ruma::{OwnedServerName, RoomVersionId};
 use rustls_pki_types::ServerName;
+use sallyport_hsm::TokenConfig;
 use serde::{Deserialize, Serialize};
 
 /// What the operator decided, checked.
@@ -23,12 +24,17 @@ pub struct Config {
     pub public_url: String,
     /// The folder of the database, media and certificates.
     pub data_dir: PathBuf,
+    /// Whether keys may lie in a file instead of a token. For development.
+    pub allow_software_keys: bool,
     /// Sockets for clients, peers and monitoring.
     pub listeners: Vec<Listener>,
     /// The serving certificate.
     pub tls: Tls,
     /// The administration socket.
     pub admin: Admin,
+    /// The token with the box's keys; without one nothing leaves the box.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<TokenConfig>,
     /// Who may create an account.
     pub registration: Registration,
     /// Rooms.
@@ -227,12 +233,15 @@ struct RawConfig {
     public_url: Option<String>,
     #[serde(default = "default_data_dir")]
     data_dir: PathBuf,
+    #[serde(default)]
+    allow_software_keys: bool,
     #[serde(default = "default_listeners")]
     listeners: Vec<RawListener>,
     #[serde(default)]
     tls: RawTls,
     #[serde(default)]
     admin: Admin,
+    token: Option<TokenConfig>,
     #[serde(default)]
     registration: Registration,
     #[serde(default)]
@@ -271,6 +280,8 @@ impl RawConfig {
             listeners: listeners.map(|(i, raw)| raw.check(i)).collect::<Result<_, _>>()?,
             tls: self.tls.check()?,
             admin: Admin { socket: absolute("admin.socket", self.admin.socket)? },
+            token: check_token(self.token, self.allow_software_keys)?,
+            allow_software_keys: self.allow_software_keys,
             registration: self.registration,
             rooms: self.rooms.check()?,
             roster: self.roster,
@@ -279,6 +290,20 @@ impl RawConfig {
             server_name: self.server_name,
         })
     }
+}
+
+fn check_token(
+    token: Option<TokenConfig>,
+    allow_software_keys: bool,
+) -> Result<Option<TokenConfig>, Error> {
+    if matches!(token, Some(TokenConfig::Software { .. })) && !allow_software_keys {
+        return Err(Error::Invalid {
+            key: "token.kind".to_owned(),
+            problem: "software keys can be copied by whoever reads the disk".to_owned(),
+            fix: "configure a PKCS#11 token; for development, set allow_software_keys = true",
+        });
+    }
+    Ok(token)
 }
 
 impl RawListener {
@@ -455,9 +480,18 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_valid() {
+        let config = parse(include_str!("../sallyport.example.toml")).unwrap();
+        let defaults = parse("server_name = 'alpha.example'").unwrap();
+        assert_eq!(config.listeners[0], defaults.listeners[0]);
+        assert_eq!((config.admin, config.rooms), (defaults.admin, defaults.rooms));
+    }
+
+    #[test]
     fn the_printed_configuration_means_the_same() {
         let files = "[tls]\ncertificate = '/c.pem'\nkey = '/k.pem'";
-        for more in ["", files, "[log]\nlevel = 'debug'\n[registration]\nmode = 'token'"] {
+        let token = "allow_software_keys = true\n[token]\nkind = 'software'\npath = '/keys'";
+        for more in ["", files, token, "[log]\nlevel = 'debug'\n[registration]\nmode = 'token'"] {
             let config = parse(&format!("server_name = 'alpha.example'\n{more}")).unwrap();
             let printed = toml::to_string(&config).unwrap();
             assert_eq!(parse(&printed).unwrap(), config, "{printed}");
@@ -474,6 +508,7 @@ mod tests {
         check_error(&with("[rooms]\ndefault_version = '9'"), "rooms.default_version");
         check_error(&with("[tls]\nkey = '/k.pem'"), "give both files");
         check_error(&with("[tls]\nnames = ['https://a']"), "without scheme");
+        check_error(&with("[token]\nkind = 'software'\npath = '/k'"), "allow_software_keys");
         check_error(&with("data_dir = 'data'"), "data_dir");
         check_error(&with("public_url = 'alpha'"), "public_url");
         check_error(&with("[limits]\nlogin_workers = 0"), "between 1 and 64");

@@ -31,17 +31,37 @@ use route::Endpoint;
 
 /// The routes of the given APIs.
 pub fn router(app: Arc<App>, apis: &BTreeSet<Api>) -> Router {
-    let mut router = Router::new();
+    let mut endpoints = Vec::new();
     if apis.contains(&Api::Client) {
-        router = router.merge(matrix());
+        endpoints.extend(client::routes());
+        endpoints.extend(federation::routes());
     }
-    router = router.fallback(unknown_path).method_not_allowed_fallback(wrong_method);
-    router = router.layer(middleware::from_fn(cors::allow_any_origin));
+    let mut router = matrix(endpoints);
     // Without CORS: a page in a browser on this machine has no business with the metrics.
     if apis.contains(&Api::Metrics) {
         router = router.route("/metrics", get(metrics));
     }
     router.with_state(app)
+}
+
+/// Endpoints, with the answers and headers that the specification wants everywhere.
+pub fn matrix(endpoints: Vec<Endpoint>) -> Router<Arc<App>> {
+    let mut paths: BTreeMap<String, MethodRouter<Arc<App>>> = BTreeMap::new();
+    for endpoint in endpoints {
+        endpoint.register(|path, methods| {
+            let merged = match paths.remove(&path) {
+                Some(others) => others.merge(methods),
+                None => methods,
+            };
+            paths.insert(path, merged);
+        });
+    }
+    paths
+        .into_iter()
+        .fold(Router::new(), |router, (path, methods)| router.route(&path, methods))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(cors::allow_any_origin))
 }
 
 /// The routes of the administration socket.
@@ -61,22 +81,6 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
         Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
         Err(error) => ApiError::internal(error).into_response(),
     }
-}
-
-/// All endpoints of the Matrix specification.
-fn matrix() -> Router<Arc<App>> {
-    let sections = [client::routes(), federation::routes()];
-    let mut paths: BTreeMap<String, MethodRouter<Arc<App>>> = BTreeMap::new();
-    for endpoint in sections.into_iter().flatten() {
-        endpoint.register(|path, methods| {
-            let merged = match paths.remove(&path) {
-                Some(others) => others.merge(methods),
-                None => methods,
-            };
-            paths.insert(path, merged);
-        });
-    }
-    paths.into_iter().fold(Router::new(), |router, (path, methods)| router.route(&path, methods))
 }
 
 async fn unknown_path() -> ApiError {

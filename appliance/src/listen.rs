@@ -5,12 +5,13 @@
 //! connections and never opens one.
 
 use std::{
+    collections::{BTreeMap, btree_map::Entry},
     fs, io,
     net::{IpAddr, SocketAddr},
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -19,7 +20,8 @@ use http::Request;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use sallyport_core::limits::{
-    HEADER_READ_MS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX, TLS_HANDSHAKE_MS_MAX,
+    CONNECTIONS_PER_ADDRESS_MAX, HEADER_READ_MS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX,
+    TLS_HANDSHAKE_MS_MAX,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -72,17 +74,25 @@ pub struct PeerUser {
     pub uid: u32,
 }
 
-/// The bound of connections over all sockets.
+/// The bound of connections over all sockets, and of those from one address.
 #[derive(Clone)]
 pub struct Connections {
     permits: Arc<Semaphore>,
     most: u32,
+    by_address: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+}
+
+/// The place of one connection; free again when dropped.
+struct Place {
+    address: IpAddr,
+    by_address: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Connections {
     /// At most this many at a time.
     pub fn new(most: u32) -> Self {
-        Self { permits: Arc::new(Semaphore::new(most as usize)), most }
+        Self { permits: Arc::new(Semaphore::new(most as usize)), most, by_address: Arc::default() }
     }
 
     /// Waits until the last connection has gone, but no longer than `patience`; how many are left.
@@ -93,9 +103,33 @@ impl Connections {
         }
     }
 
-    /// Waits for a place. `None` never happens: nobody closes the semaphore.
+    /// A place for a connection from this address, unless it has too many. This machine may
+    /// have all: a proxy speaks for many.
+    fn place(&self, permit: OwnedSemaphorePermit, address: IpAddr) -> Option<Place> {
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = by_address.entry(address).or_default();
+        if *open >= CONNECTIONS_PER_ADDRESS_MAX && !address.is_loopback() {
+            return None;
+        }
+        *open += 1;
+        Some(Place { address, by_address: Arc::clone(&self.by_address), _permit: permit })
+    }
+
+    /// Waits for a permit. `None` never happens: nobody closes the semaphore.
     async fn admit(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.permits).acquire_owned().await.ok()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut open) = by_address.entry(self.address) {
+            *open.get_mut() -= 1;
+            if *open.get() == 0 {
+                open.remove();
+            }
+        }
     }
 }
 
@@ -142,6 +176,7 @@ pub async fn accept_tcp(
             () = app.shutdown.requested() => return,
         };
         let Some((stream, address)) = keep_accepting(accepted).await else { continue };
+        let Some(place) = connections.place(permit, address.ip()) else { continue };
         // Answers are written at once: waiting for more to send only delays them.
         if let Err(error) = stream.set_nodelay(true) {
             log::debug!(target: "listen", error:% = error; "a connection ended at once");
@@ -158,7 +193,7 @@ pub async fn accept_tcp(
                     }
                 }
             }
-            drop(permit);
+            drop(place);
         });
     }
 }
@@ -256,5 +291,28 @@ async fn serve(
     app.metrics.connections.dec();
     if let Err(error) = ended {
         log::debug!(target: "listen", error = crate::telemetry::chain(&error); "a connection broke");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_address_cannot_take_all_places() {
+        let connections = Connections::new(2 * CONNECTIONS_PER_ADDRESS_MAX as u32);
+        let one: IpAddr = [10, 0, 0, 1].into();
+        let mut places = Vec::new();
+        for _ in 0..CONNECTIONS_PER_ADDRESS_MAX {
+            places.push(connections.place(connections.admit().await.unwrap(), one).unwrap());
+        }
+        assert!(connections.place(connections.admit().await.unwrap(), one).is_none());
+        let other: IpAddr = [10, 0, 0, 2].into();
+        assert!(connections.place(connections.admit().await.unwrap(), other).is_some());
+        places.pop();
+        assert!(connections.place(connections.admit().await.unwrap(), one).is_some());
+        drop(places);
+        assert_eq!(connections.drain(Duration::from_secs(1)).await, 0);
+        assert!(connections.by_address.lock().unwrap().is_empty());
     }
 }

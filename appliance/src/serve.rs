@@ -121,6 +121,14 @@ fn warn_about(config: &Config) {
              Set registration.mode to \"closed\" or \"token\"."
         );
     }
+    if config.allow_software_keys {
+        log::warn!(
+            "KEYS LIE IN A FILE: whoever copies the disk is this box. For development only."
+        );
+    }
+    if config.token.is_none() {
+        log::warn!("no token is configured: members can chat, but nothing can leave the box");
+    }
 }
 
 /// The time, for everything below. The only clock that is read.

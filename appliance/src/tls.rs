@@ -107,7 +107,7 @@ pub struct Certificates {
 
 #[derive(Debug)]
 enum Source {
-    Issued { authority: Authority, names: Vec<String> },
+    Issued { authority: Box<Authority>, names: Vec<String> },
     Files { certificate: PathBuf, key: PathBuf },
 }
 
@@ -122,7 +122,7 @@ impl Certificates {
                 let names = names(config);
                 let authority =
                     Authority::open(&config.data_dir, &config.server_name, &names, now)?;
-                Source::Issued { authority, names }
+                Source::Issued { authority: Box::new(authority), names }
             }
             Tls::Files { certificate, key } => {
                 Source::Files { certificate: certificate.clone(), key: key.clone() }

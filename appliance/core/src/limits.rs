@@ -40,6 +40,8 @@ pub const HEADER_READ_MS_MAX: u64 = 60_000;
 pub const HTTP_HEADERS_MAX: usize = 64;
 /// Bytes of the head of a request, and of what is buffered per connection.
 pub const HTTP_HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Connections from one address at a time, except this machine's own.
+pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 256;
 /// Milliseconds in which a TLS handshake must end.
 pub const TLS_HANDSHAKE_MS_MAX: u64 = 10_000;
 /// Calls of use cases at a time. More than there are readers: writers that wait together share one fsync.

@@ -1,27 +1,57 @@
 //! What holds for every endpoint: CORS, errors, bounds, decoding of paths.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use axum::{Router, body::Body};
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt as _;
+use ruma::api::client::{account::register, alias::get_alias, profile::get_profile_field};
 use sallyport::{
-    app::App,
+    app::{self, App},
     config::{Api, Config},
-    http::router,
+    http::{auth::Anonymous, error::ApiError, matrix, route::route, router},
     shutdown,
 };
-use sallyport_core::time::Millis;
+use sallyport_core::{limits::JSON_BODY_BYTES_MAX, time::Millis};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 fn service(folder: &Path) -> Router {
+    router(app(folder), &BTreeSet::from([Api::Client, Api::Metrics]))
+}
+
+/// Endpoints that answer what they understood.
+fn echo(folder: &Path) -> Router {
+    async fn alias(
+        _: Arc<App>,
+        _: Anonymous,
+        request: get_alias::v3::Request,
+    ) -> Result<get_alias::v3::Response, ApiError> {
+        Err(ApiError::not_found(request.room_alias.to_string()))
+    }
+    async fn field(
+        _: Arc<App>,
+        _: Anonymous,
+        request: get_profile_field::v3::Request,
+    ) -> Result<get_profile_field::v3::Response, ApiError> {
+        Err(ApiError::not_found(format!("{} {}", request.user_id, request.field)))
+    }
+    async fn register(
+        _: Arc<App>,
+        _: Anonymous,
+        request: register::v3::Request,
+    ) -> Result<register::v3::Response, ApiError> {
+        Err(ApiError::forbidden(request.username.unwrap_or_default()))
+    }
+    matrix(vec![route(alias), route(field), route(register)]).with_state(app(folder))
+}
+
+fn app(folder: &Path) -> Arc<App> {
     let text =
         format!("server_name = 'alpha.example'\ndata_dir = {:?}", folder.display().to_string());
     let config = Config::parse(&text, Path::new("test")).unwrap();
     let (_, shutdown) = shutdown::channel();
-    let app = App::open(config, || Millis(1_000_000_000_000), shutdown).unwrap();
-    router(app, &BTreeSet::from([Api::Client, Api::Metrics]))
+    App::open(config, || Millis(1_000_000_000_000), shutdown).unwrap()
 }
 
 async fn send(method: &str, path: &str, body: &'static str) -> (StatusCode, HeaderMap, Value) {
@@ -31,8 +61,11 @@ async fn send(method: &str, path: &str, body: &'static str) -> (StatusCode, Head
 
 async fn answer(request: Request<Body>) -> (StatusCode, HeaderMap, Value) {
     let folder = tempfile::tempdir().unwrap();
-    let response = service(folder.path()).oneshot(request).await.unwrap();
-    let (head, body) = response.into_parts();
+    ask(service(folder.path()), request).await
+}
+
+async fn ask(router: Router, request: Request<Body>) -> (StatusCode, HeaderMap, Value) {
+    let (head, body) = router.oneshot(request).await.unwrap().into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
     (head.status, head.headers, body)
@@ -116,4 +149,58 @@ async fn metrics_have_no_cors_header() {
     let response = service(folder.path()).oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert!(!response.headers().contains_key("access-control-allow-origin"));
+}
+
+#[tokio::test]
+async fn path_arguments_are_decoded_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = echo(folder.path());
+    let alias = "/_matrix/client/v3/directory/room/";
+    for (path, status, expected) in [
+        (format!("{alias}%23ops%3Aalpha.example"), 404, "#ops:alpha.example"),
+        (format!("{alias}%23ops:alpha.example"), 404, "#ops:alpha.example"),
+        (format!("{alias}%23a%2Fb%2520:alpha.example"), 404, "#a/b%20:alpha.example"),
+        (format!("{alias}ops"), 400, "M_INVALID_PARAM"),
+        (format!("{alias}%FF"), 400, "M_INVALID_PARAM"),
+        ("/_matrix/client/r0/profile/@a:b/avatar_url".to_owned(), 404, "@a:b avatar_url"),
+    ] {
+        let request = Request::get(&path).body(Body::empty()).unwrap();
+        let (found, _, body) = ask(router.clone(), request).await;
+        assert_eq!(found.as_u16(), status, "{path}");
+        assert!(body["errcode"] == expected || body["error"] == expected, "{path}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_are_bounded_and_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = echo(folder.path());
+    let long = format!(r#"{{"username":"{}"}}"#, "a".repeat(JSON_BODY_BYTES_MAX));
+    for (body, status, errcode) in [
+        (r#"{"username":"alice"}"#, 403, "M_FORBIDDEN"),
+        ("", 403, "M_FORBIDDEN"),
+        (r#"{"username":"alice""#, 400, "M_NOT_JSON"),
+        (r#"{"username":7}"#, 400, "M_BAD_JSON"),
+        ("[]", 400, "M_BAD_JSON"),
+        (&long, 413, "M_TOO_LARGE"),
+    ] {
+        let request = Request::post("/_matrix/client/v3/register");
+        let request = request.body(Body::from(body.to_owned())).unwrap();
+        let (found, _, answer) = ask(router.clone(), request).await;
+        let start: String = body.chars().take(30).collect();
+        assert_eq!(
+            (found.as_u16(), answer["errcode"].as_str()),
+            (status, Some(errcode)),
+            "{start}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_folder_serves_one_box() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = app(folder.path());
+    let config = first.config.clone();
+    let open = || App::open(config.clone(), first.clock, first.shutdown.clone());
+    assert!(matches!(open(), Err(app::Error::Occupied { .. })));
 }

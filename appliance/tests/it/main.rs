@@ -1,3 +1,4 @@
 //! Tests of the homeserver in its own process, without sockets.
 
+#[cfg(test)]
 mod frame;
