@@ -8,6 +8,7 @@
 pub mod create;
 mod decide;
 mod draft;
+mod overlay;
 mod resolve;
 pub mod snapshot;
 mod view;
@@ -19,6 +20,7 @@ pub use self::{
         Change, Checked, CurrentState, Hold, Incoming, StateRef, Verdict, decide, parse, version_of,
     },
     draft::{Draft, Intent, Refusal, SealError, draft, may_redact, power_levels},
+    overlay::{Overlay, pending_id, pending_index},
     resolve::auth_chain,
     view::{Head, Known, RoomView, StateId, StateKey, StateMap},
 };

@@ -12,7 +12,7 @@ use sallyport_core::{
     event::{Pdu, Status},
     room::{
         Change, CurrentState, Draft, SealError, StateId, StateKey, StateMap, StateRef,
-        create::Founded, snapshot::Takeover,
+        create::Founded, pending_index, snapshot::Takeover,
     },
 };
 
@@ -308,53 +308,102 @@ impl Write<'_> {
         self.redact(&room.room_id, target, redaction, &rules)
     }
 
-    /// Stores a decision about an event from elsewhere.
+    /// Stores decisions about events from elsewhere, made one on top of the other over a
+    /// [`sallyport_core::room::Overlay`].
     ///
-    /// Answers [`Outcome::Stale`] if the room has moved since it was made.
-    pub fn apply(&mut self, change: &Change) -> Result<Outcome<Placed>> {
-        let pdu = change.event.pdu();
-        let Some(room) = self.room(pdu.room_id())? else { return Ok(Outcome::Stale) };
-        if room.state != change.based_on.state || room.extremities != change.based_on.extremities {
+    /// Answers [`Outcome::Stale`] if the room has moved since they were made.
+    pub fn apply(&mut self, room_id: &RoomId, changes: &[Change]) -> Result<Outcome<Vec<Placed>>> {
+        let Some(mut room) = self.room(room_id)? else { return Ok(Outcome::Stale) };
+        let Some(rules) = sallyport_core::room::rules(&room.version) else {
+            return Ok(Outcome::Stale);
+        };
+        let based_on = changes.first().map(|change| &change.based_on);
+        if based_on
+            .is_none_or(|head| room.state != head.state || room.extremities != head.extremities)
+        {
             return Ok(Outcome::Stale);
         }
-        let before = self.store_state(room.nid, &change.state_before)?;
+        let mut pending = Vec::new();
+        let mut placed = Vec::with_capacity(changes.len());
+        for change in changes {
+            placed.push(self.apply_one(&mut room, change, &mut pending)?);
+            for (target, redaction) in &change.redactions {
+                self.redact(room_id, target, redaction, &rules)?;
+            }
+        }
+        self.update_room(
+            room.nid,
+            &RoomUpdate {
+                state: room.state,
+                extremities: &room.extremities,
+                depth: room.depth,
+                newest: room.newest,
+            },
+        )?;
+        self.after_change(room.nid, room_id, room.exposed)?;
+        Ok(Outcome::Done(placed))
+    }
+
+    fn apply_one(
+        &mut self,
+        room: &mut Room,
+        change: &Change,
+        pending: &mut Vec<StateId>,
+    ) -> Result<Placed> {
+        let pdu = change.event.pdu();
         let event_id = pdu.event_id().to_owned();
+        let before = self.store_pending(room.nid, &change.state_before, pending)?;
         let key = state_key(pdu).filter(|_| change.sets_state);
         let after = match &key {
             Some(key) => {
-                self.store_delta(room.nid, before, [(key, Some(&event_id))].into_iter())?
+                let entry = [(key, Some(&event_id))].into_iter();
+                let after = self.store_delta(room.nid, before, entry)?;
+                pending.push(after);
+                after
             }
             None => before,
         };
-        let accepted = change.status == Status::Accepted;
-        let position = accepted.then(|| self.next_position());
+        let position = (change.status == Status::Accepted).then(|| self.next_position());
         self.place(room.nid, change, before, after, position)?;
-        let mut exposed = room.exposed;
+        let state = match &change.current {
+            CurrentState::Unchanged => room.state,
+            CurrentState::AfterEvent => after,
+            CurrentState::Resolved(state) => self.store_pending(room.nid, state, pending)?,
+        };
         if let Some(position) = position {
-            let state = match &change.current {
-                CurrentState::Unchanged => room.state,
-                CurrentState::AfterEvent => after,
-                CurrentState::Resolved(state) => self.store_state(room.nid, state)?,
-            };
-            exposed |=
-                self.move_current(&room, state, &change.current, key.as_ref(), pdu, position)?;
-            self.update_room(
-                room.nid,
-                &RoomUpdate {
-                    state,
-                    extremities: &change.extremities,
-                    depth: room.depth.max(pdu.depth()),
-                    newest: position,
-                },
-            )?;
-            if let Some(rules) = sallyport_core::room::rules(&room.version) {
-                for (target, redaction) in &change.redactions {
-                    self.redact(&room.room_id, target, redaction, &rules)?;
-                }
+            room.exposed |= self.move_current(room, state, key.as_ref(), pdu, position)?;
+            room.state = state;
+            room.extremities.clone_from(&change.extremities);
+            room.depth = room.depth.max(pdu.depth());
+            room.newest = position;
+        }
+        Ok(Placed { event_id, position })
+    }
+
+    /// Stores a state whose parent may itself have been stored a moment ago.
+    fn store_pending(
+        &mut self,
+        room: i64,
+        state: &StateRef,
+        pending: &mut Vec<StateId>,
+    ) -> Result<StateId> {
+        let stored = |id: StateId, pending: &[StateId]| match pending_index(id) {
+            None => Ok(id),
+            Some(index) => pending.get(index).copied().ok_or_else(|| {
+                Error::corrupt("states", "a decision names a state that is not there")
+            }),
+        };
+        match state {
+            StateRef::Stored(id) => stored(*id, pending),
+            StateRef::Changed { parent, set, removed } => {
+                let parent = stored(*parent, pending)?;
+                let state =
+                    StateRef::Changed { parent, set: set.clone(), removed: removed.clone() };
+                let id = self.store_state(room, &state)?;
+                pending.push(id);
+                Ok(id)
             }
         }
-        self.after_change(room.nid, &room.room_id, exposed)?;
-        Ok(Outcome::Done(Placed { event_id, position }))
     }
 
     /// Takes a room over from a verified snapshot. A room that is here already stays as it is.
@@ -481,34 +530,27 @@ impl Write<'_> {
         &mut self,
         room: &Room,
         state: StateId,
-        current: &CurrentState,
         key: Option<&StateKey>,
         pdu: &Pdu,
         position: i64,
     ) -> Result<bool> {
-        match (current, key) {
-            (CurrentState::Unchanged, _) => Ok(false),
-            // The usual case: one event further along a line.
-            (CurrentState::AfterEvent, Some(key)) if self.is_child(state, room.state)? => {
-                self.set_current(room.nid, key, pdu.event_id(), pdu, position)
-            }
-            (CurrentState::AfterEvent, None) if state == room.state => Ok(false),
-            (CurrentState::Resolved(StateRef::Changed { parent, set, removed }), _)
-                if *parent == room.state =>
-            {
-                self.change_current(room.nid, set, removed, position)
-            }
-            _ => {
-                let (old, new) = (self.state_map(room.state)?, self.state_map(state)?);
-                let set = new
-                    .iter()
-                    .filter(|(key, id)| old.get(*key) != Some(*id))
-                    .map(|(key, id)| (key.clone(), id.clone()))
-                    .collect();
-                let removed = old.keys().filter(|key| !new.contains_key(*key)).cloned().collect();
-                self.change_current(room.nid, &set, &removed, position)
-            }
+        if state == room.state {
+            return Ok(false);
         }
+        // The usual case: one state event further along a line.
+        if let Some(key) = key
+            && self.is_child(state, room.state)?
+        {
+            return self.set_current(room.nid, key, pdu.event_id(), pdu, position);
+        }
+        let (old, new) = (self.state_map(room.state)?, self.state_map(state)?);
+        let set = new
+            .iter()
+            .filter(|(key, id)| old.get(*key) != Some(*id))
+            .map(|(key, id)| (key.clone(), id.clone()))
+            .collect();
+        let removed = old.keys().filter(|key| !new.contains_key(*key)).cloned().collect();
+        self.change_current(room.nid, &set, &removed, position)
     }
 
     fn is_child(&self, state: StateId, parent: StateId) -> Result<bool> {
