@@ -39,13 +39,15 @@ pub use self::{
 use crate::time::Millis;
 
 /// A list of accounts for one enclave.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Roster {
     /// What the list is for.
     pub head: Head,
     /// The accounts, in ascending order of their localparts, each once.
     pub accounts: Vec<Account>,
     /// Accounts that a `delta` roster locks without saying more about them; empty in a `full` one. Ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub locks: Vec<Localpart>,
 }
 

@@ -27,7 +27,9 @@ use crate::limits::{
 pub mod context;
 pub mod keys;
 
-pub use keys::{Algorithm, InvalidKey, PublicKey, Signature, SignatureMismatch, verify};
+pub use keys::{
+    Algorithm, InvalidKey, NotAPublicKey, PublicKey, Signature, SignatureMismatch, verify,
+};
 
 #[cfg(test)]
 mod tests;
@@ -44,7 +46,7 @@ pub enum KeyRole {
     CourierEncryption,
     /// The enclave's root, kept offline: signs pairing cards.
     Root,
-    /// An officer's key: signs rosters.
+    /// An officer's key: signs rosters and approvals.
     Officer,
     /// Signs checkpoints of the audit log.
     Audit,
@@ -113,6 +115,8 @@ pub enum SigningRequest {
     Card(Vec<u8>),
     /// A roster of accounts: `Sig_structure` with [`context::ROSTER`].
     Roster(Vec<u8>),
+    /// An officer's approval of a command: `Sig_structure` with [`context::APPROVAL`].
+    Approval(Vec<u8>),
     /// A checkpoint of the audit log: `Sig_structure` with [`context::CHECKPOINT`].
     Checkpoint(Vec<u8>),
 }
@@ -198,7 +202,7 @@ impl SigningRequest {
             Self::Pdu { .. } | Self::KeyDocument { .. } | Self::XMatrix { .. } => KeyRole::Event,
             Self::Manifest(_) | Self::Acknowledgement(_) => KeyRole::Courier,
             Self::Card(_) => KeyRole::Root,
-            Self::Roster(_) => KeyRole::Officer,
+            Self::Roster(_) | Self::Approval(_) => KeyRole::Officer,
             Self::Checkpoint(_) => KeyRole::Audit,
         }
     }
@@ -215,6 +219,7 @@ impl SigningRequest {
             }
             Self::Card(bytes) => context::check("pairing card", context::CARD, bytes),
             Self::Roster(bytes) => context::check("roster", context::ROSTER, bytes),
+            Self::Approval(bytes) => context::check("approval", context::APPROVAL, bytes),
             Self::Checkpoint(bytes) => context::check("checkpoint", context::CHECKPOINT, bytes),
         }
     }

@@ -77,7 +77,7 @@ pub struct Counts {
 }
 
 /// A roster that locks so many accounts that it is more likely a mistake than an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error(
     "the roster would lock {locked} of {active} active accounts, more than {} in a hundred: \
      check that it is complete, or have a second person approve it",

@@ -17,6 +17,8 @@ pub const ACKNOWLEDGEMENT: &[u8] = b"sallyport/acknowledgement/1";
 pub const CARD: &[u8] = b"sallyport/card/1";
 /// Context of a roster.
 pub const ROSTER: &[u8] = b"sallyport/roster/1";
+/// Context of an officer's approval.
+pub const APPROVAL: &[u8] = b"sallyport/approval/1";
 /// Context of a checkpoint of the audit log.
 pub const CHECKPOINT: &[u8] = b"sallyport/checkpoint/1";
 

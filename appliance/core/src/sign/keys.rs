@@ -3,7 +3,7 @@
 //! Both algorithms give 64 bytes, so that no format needs a length. An ECDSA signature can be changed into another valid
 //! one for the same message by anyone: never use a signature as an identity.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
@@ -89,9 +89,36 @@ impl PublicKey {
     }
 }
 
-impl fmt::Debug for PublicKey {
+/// Text form: `ed25519:` or `p256:` and unpadded base64, as configuration files and the command line write it.
+impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.algorithm, self.to_base64())
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The text is not the text form of a public key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a public key: it is written ed25519:BASE64 or p256:BASE64")]
+pub struct NotAPublicKey;
+
+impl FromStr for PublicKey {
+    type Err = NotAPublicKey;
+
+    fn from_str(text: &str) -> Result<Self, NotAPublicKey> {
+        let (algorithm, bytes) = text.trim().split_once(':').ok_or(NotAPublicKey)?;
+        let algorithm = match algorithm {
+            "ed25519" => Algorithm::Ed25519,
+            "p256" => Algorithm::P256,
+            _ => return Err(NotAPublicKey),
+        };
+        let bytes = STANDARD_NO_PAD.decode(bytes).map_err(|_| NotAPublicKey)?;
+        Self::new(algorithm, &bytes).map_err(|_| NotAPublicKey)
     }
 }
 

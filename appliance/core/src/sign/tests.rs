@@ -356,3 +356,16 @@ fn ruma_key() -> Ed25519KeyPair {
     der.extend(our_key().as_bytes());
     Ed25519KeyPair::from_der(&der, "1".to_owned()).unwrap()
 }
+
+#[test]
+fn public_keys_have_a_text_form() {
+    let secret = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+    let key = PublicKey::new(Algorithm::Ed25519, secret.verifying_key().as_bytes()).unwrap();
+    assert_eq!(format!(" {key}\n").parse(), Ok(key.clone()));
+    let base64 = key.to_base64();
+    for text in
+        [base64.clone(), format!("p256:{base64}"), format!("rsa:{base64}"), "ed25519:AA".to_owned()]
+    {
+        assert_eq!(text.parse::<PublicKey>(), Err(NotAPublicKey), "{text}");
+    }
+}
