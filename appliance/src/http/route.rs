@@ -17,7 +17,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{MethodFilter, MethodRouter},
 };
-use http::{Method, StatusCode, request::Parts};
+use http::{HeaderMap, Method, StatusCode, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use ruma::api::{
     IncomingRequest, IncomingRequestExt as _, Metadata, OutgoingResponse, OutgoingResponseExt as _,
@@ -56,22 +56,36 @@ where
 
 /// An endpoint that reads its body or writes its answer as a stream, such as media.
 ///
-/// The handler bounds the body itself. [`Incoming::decode`] gives the typed head.
+/// The handler is `(Arc<App>, caller, Streamed<Request>) -> Result<Response, ApiError>` and
+/// bounds the body itself.
 pub fn stream<Req, C, F, Fut>(handler: F) -> Endpoint
 where
-    Req: IncomingRequest + 'static,
+    Req: IncomingRequest + Send + 'static,
     Req::Authentication: Admits<C>,
     C: Caller,
-    F: Fn(Arc<App>, C, Incoming) -> Fut + Clone + Send + Sync + 'static,
+    F: Fn(Arc<App>, C, Streamed<Req>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<Response, ApiError>> + Send,
 {
     Endpoint::new::<Req>(Arc::new(move |app, incoming| {
         let handler = handler.clone();
         Box::pin(async move {
             let caller = C::identify(&app, &incoming.head).await?;
-            handler(app, caller, incoming).await
+            let Incoming { head, arguments, body } = incoming;
+            let headers = head.headers.clone();
+            let request = decode::<Req>(head, &arguments, &[])?;
+            handler(app, caller, Streamed { request, headers, body }).await
         })
     }))
+}
+
+/// A request whose body has not been read.
+pub struct Streamed<Req> {
+    /// Path, query and headers, typed. A field for the body is empty.
+    pub request: Req,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// The body. Nothing bounds it yet.
+    pub body: Body,
 }
 
 /// A handler with its method and all its paths.
@@ -165,22 +179,15 @@ impl Endpoint {
     }
 }
 
-/// A request whose body has not been read.
-pub struct Incoming {
-    /// Method, URI and headers.
-    pub head: Parts,
+/// A request as it comes from the router.
+struct Incoming {
+    head: Parts,
     /// The path's arguments in order, percent-decoded.
-    pub arguments: Vec<String>,
-    /// The body; nothing bounds it yet.
-    pub body: Body,
+    arguments: Vec<String>,
+    body: Body,
 }
 
 impl Incoming {
-    /// The typed request with an empty body, and the body to stream.
-    pub fn decode<Req: IncomingRequest>(self) -> Result<(Req, Body), ApiError> {
-        Ok((decode(self.head, &self.arguments, &[])?, self.body))
-    }
-
     async fn read(self) -> Result<(Parts, Vec<String>, Bytes), ApiError> {
         let body = read(self.body, JSON_BODY_BYTES_MAX);
         let body = tokio::time::timeout(Duration::from_millis(BODY_READ_MS_MAX), body)
@@ -232,7 +239,22 @@ fn positional(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ruma::api::client::state::send_state_event;
+
     use super::*;
+
+    #[test]
+    fn a_last_argument_can_be_left_out() {
+        let handler: Arc<Handler> = Arc::new(|_, _| Box::pin(async { Err(slow_body()) }));
+        let endpoint = Endpoint::new::<send_state_event::v3::Request>(handler);
+        let paths = endpoint.last_argument_optional().paths;
+        for version in ["r0", "v3"] {
+            for end in ["{event_type}/{state_key}", "{event_type}/", "{event_type}"] {
+                let path = format!("/_matrix/client/{version}/rooms/{{room_id}}/state/{end}");
+                assert!(paths.contains(&path), "{path} is not in {paths:?}");
+            }
+        }
+    }
 
     #[test]
     fn arguments_are_named_by_position() {

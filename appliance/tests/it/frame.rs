@@ -3,13 +3,21 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use axum::{Router, body::Body};
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
-use ruma::api::client::{account::register, alias::get_alias, profile::get_profile_field};
+use ruma::api::client::{
+    account::register, alias::get_alias, media::get_content, profile::get_profile_field,
+};
 use sallyport::{
     app::{self, App},
     config::{Api, Config},
-    http::{auth::Anonymous, error::ApiError, matrix, route::route, router},
+    http::{
+        auth::Anonymous,
+        error::ApiError,
+        matrix,
+        route::{Streamed, route, stream},
+        router,
+    },
     shutdown,
 };
 use sallyport_core::{limits::JSON_BODY_BYTES_MAX, time::Millis};
@@ -43,7 +51,15 @@ fn echo(folder: &Path) -> Router {
     ) -> Result<register::v3::Response, ApiError> {
         Err(ApiError::forbidden(request.username.unwrap_or_default()))
     }
-    matrix(vec![route(alias), route(field), route(register)]).with_state(app(folder))
+    #[expect(deprecated, reason = "the authenticated endpoint needs a session")]
+    async fn media(
+        _: Arc<App>,
+        _: Anonymous,
+        media: Streamed<get_content::v3::Request>,
+    ) -> Result<Response<Body>, ApiError> {
+        Ok(Response::new(Body::from(format!("\"{}\"", media.request.media_id))))
+    }
+    matrix(vec![route(alias), route(field), route(register), stream(media)]).with_state(app(folder))
 }
 
 fn app(folder: &Path) -> Arc<App> {
@@ -203,4 +219,14 @@ async fn a_folder_serves_one_box() {
     let config = first.config.clone();
     let open = || App::open(config.clone(), first.clock, first.shutdown.clone());
     assert!(matches!(open(), Err(app::Error::Occupied { .. })));
+}
+
+#[tokio::test]
+async fn streams_have_a_typed_head() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = "/_matrix/media/v3/download/alpha.example/abc?allow_remote=false";
+    let request = Request::get(path).body(Body::empty()).unwrap();
+    let (status, headers, body) = ask(echo(folder.path()), request).await;
+    assert_eq!((status, body), (StatusCode::OK, json!("abc")));
+    assert_eq!(headers["access-control-allow-origin"], "*");
 }
