@@ -44,7 +44,7 @@ pub fn append<T: Encode<()>>(value: &T, buffer: &mut Vec<u8>) -> Result<(), Erro
 ///
 /// The caller bounds the length of the bytes first: no more memory is used than a small multiple of it.
 pub fn from_bytes<'b, T: Decode<'b, ()> + Encode<()>>(bytes: &'b [u8]) -> Result<T, Error> {
-    let value = minicbor::decode(bytes).map_err(Error::Shape)?;
+    let value = decode(bytes).map_err(Error::Shape)?;
     if to_bytes(&value)? != bytes {
         return Err(Error::NotDeterministic);
     }

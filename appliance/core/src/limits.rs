@@ -83,3 +83,14 @@ pub const ADMIN_APPROVALS_MAX: usize = 8;
 pub const ADMIN_ACTOR_CHARS_MAX: usize = 100;
 /// Rows of the audit log in one answer.
 pub const AUDIT_PAGE_ROWS_MAX: u32 = 1000;
+
+// --- Pairing cards (`card`) ---
+
+/// Bytes of a signed pairing card.
+pub const CARD_BYTES_MAX: usize = 128 * 1024;
+/// Bytes of the name of an enclave.
+pub const CARD_NAME_BYTES_MAX: usize = 255;
+/// Courier keys of each kind on a card: the current and the next ones.
+pub const CARD_KEYS_MAX: usize = 16;
+/// Room versions on a card.
+pub const CARD_ROOM_VERSIONS_MAX: usize = 32;
