@@ -17,12 +17,14 @@ use serde::{Deserialize, Serialize};
 
 mod error;
 mod key;
+mod pkcs11;
 mod seal;
 mod secret;
 mod software;
 
 pub use error::{Class, Error};
 pub use key::{Caps, KeyKind, KeyName, ParseKeyNameError};
+pub use pkcs11::{Pkcs11Token, init_token};
 pub use sallyport_core::sign::KeyRole;
 pub use secret::{Pin, Secret32};
 pub use software::SoftwareToken;
@@ -103,6 +105,19 @@ pub enum Health {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum TokenConfig {
+    /// A token behind a PKCS#11 module.
+    Pkcs11 {
+        /// The module, a shared library.
+        module: PathBuf,
+        /// Label of the token. Slot numbers change when a token is plugged in again; labels do not.
+        token_label: String,
+        /// File with the PIN, readable by its owner only.
+        pin_file: PathBuf,
+        /// Milliseconds that the token has to answer before it counts as stuck. At least the slowest single operation of
+        /// the device: smart cards take seconds to make a key.
+        #[serde(default = "default_timeout_ms")]
+        timeout_ms: u64,
+    },
     /// An encrypted file, for development only.
     Software {
         /// The key file; it is made if there is none, with its own key beside it.
@@ -123,6 +138,10 @@ pub fn open(
     policy: Policy,
 ) -> Result<Arc<dyn Token>, Error> {
     match config {
+        TokenConfig::Pkcs11 { module, token_label, pin_file, timeout_ms } => {
+            let timeout = Duration::from_millis(*timeout_ms);
+            Ok(Arc::new(Pkcs11Token::start(module, token_label, pin_file, timeout, policy)?))
+        }
         TokenConfig::Software { path, delay_ms } => {
             if !allow_software_keys {
                 return Err(Error::SoftwareKeysNotAllowed { path: path.clone() });
@@ -131,4 +150,8 @@ pub fn open(
             Ok(Arc::new(SoftwareToken::open_or_create(path, delay, policy)?))
         }
     }
+}
+
+fn default_timeout_ms() -> u64 {
+    10_000
 }

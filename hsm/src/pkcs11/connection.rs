@@ -1,0 +1,507 @@
+//! One logged-in session: finding keys by name, and every operation on them.
+
+use std::collections::BTreeMap;
+
+use cryptoki::{
+    context::Pkcs11,
+    error::{Error as Cryptoki, RvError},
+    mechanism::{
+        Mechanism,
+        eddsa::{EddsaParams, EddsaSignatureScheme},
+        elliptic_curve::{EcKdf, Ecdh1DeriveParams},
+    },
+    object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
+    session::{Session, SessionState, UserType},
+    slot::Slot,
+    types::AuthPin,
+};
+use ring::digest::{SHA256, digest};
+use sallyport_core::sign::{Algorithm, PublicKey, Signature};
+use zeroize::Zeroizing;
+
+use super::codes::during;
+use crate::{Error, KeyKind, KeyName, KeyRole, P256_POINT_BYTES, Pin, Secret32};
+
+/// Bytes of a 32-byte key wrapped with AES-KW (RFC 3394).
+pub(super) const WRAPPED_BYTES: usize = Secret32::BYTES + 8;
+/// Object identifier of Ed25519 (RFC 8410), DER.
+const ED25519_OID: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
+/// The older spelling of Ed25519 (PKCS#11 3.0, section 2.3.10): PrintableString `edwards25519`.
+const ED25519_NAME: &[u8] = b"\x13\x0cedwards25519";
+/// Object identifier of P-256 (RFC 5480), DER.
+const P256_OID: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+
+/// The session that holds the login. Only one thread ever has it.
+pub(super) struct Connection {
+    module: Pkcs11,
+    slot: Slot,
+    pub(super) session: Session,
+    /// Valid as long as this login.
+    handles: BTreeMap<KeyName, Handle>,
+}
+
+#[derive(Clone, Copy)]
+struct Handle {
+    object: ObjectHandle,
+    kind: KeyKind,
+}
+
+/// The one token that [`Connection::open`] was looking for.
+struct Found {
+    slot: Slot,
+    serial: String,
+}
+
+impl Connection {
+    /// Finds the token by label (and by serial number if that is known) in an initialised module, and logs in. Gives the
+    /// token's serial number too. An automatic attempt does not spend the last try at the PIN.
+    pub(super) fn open(
+        module: &Pkcs11,
+        label: &str,
+        expected_serial: Option<&str>,
+        pin: &Pin,
+        by_hand: bool,
+    ) -> Result<(Self, String), Error> {
+        let Found { slot, serial } = find_token(module, label, expected_serial)?;
+        let info = module.get_token_info(slot).map_err(during("token information"))?;
+        if info.user_pin_locked() {
+            return Err(Error::PinLocked);
+        }
+        if info.user_pin_final_try() && !by_hand {
+            return Err(Error::PinLastTry);
+        }
+        let session = module.open_rw_session(slot).map_err(during("sessions"))?;
+        match session.login(UserType::User, Some(&AuthPin::from(pin.expose()))) {
+            // Login is per process: another session of ours did it.
+            Ok(()) | Err(Cryptoki::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
+            Err(error) => return Err(during("login with a PIN")(error)),
+        }
+        let connection = Self { module: module.clone(), slot, session, handles: BTreeMap::new() };
+        Ok((connection, serial))
+    }
+
+    /// Whether the token still answers and the session is logged in. Without the login searches succeed and find nothing.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let info = self.session.get_session_info().map_err(during("session information"))?;
+        if info.session_state() != SessionState::RwUser {
+            return Err(Error::NotLoggedIn);
+        }
+        match self.module.get_token_info(self.slot) {
+            Ok(_) => Ok(()),
+            Err(_whatever) => Err(Error::Absent),
+        }
+    }
+
+    /// What the module says it can do in this token.
+    pub(super) fn mechanisms(&self) -> Result<Vec<cryptoki::mechanism::MechanismType>, Error> {
+        self.module.get_mechanism_list(self.slot).map_err(during("mechanism lists"))
+    }
+
+    /// Looks all keys up anew.
+    pub(super) fn forget_handles(&mut self) {
+        self.handles.clear();
+    }
+
+    /// The names of all keys that are ours.
+    pub(super) fn keys(&self) -> Result<Vec<KeyName>, Error> {
+        self.check()?;
+        let mut names = Vec::new();
+        for class in [ObjectClass::PRIVATE_KEY, ObjectClass::SECRET_KEY] {
+            let template = [Attribute::Token(true), Attribute::Class(class)];
+            let objects = self.session.find_objects(&template).map_err(during("searches"))?;
+            for object in objects {
+                names.extend(self.name_of(object)?);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn name_of(&self, object: ObjectHandle) -> Result<Option<KeyName>, Error> {
+        let attributes = self
+            .session
+            .get_attributes(object, &[AttributeType::Label, AttributeType::Id])
+            .map_err(during("reading attributes"))?;
+        let mut role = None;
+        let mut id = None;
+        for attribute in attributes {
+            match attribute {
+                Attribute::Label(bytes) => {
+                    role = KeyRole::ALL.into_iter().find(|role| label(*role) == bytes);
+                }
+                Attribute::Id(bytes) => id = bytes.try_into().ok(),
+                _ => {}
+            }
+        }
+        Ok(role.zip(id).map(|(role, id)| KeyName::new(role, id)))
+    }
+
+    /// Reads a public key from the token.
+    pub(super) fn public_key(&mut self, name: &KeyName) -> Result<PublicKey, Error> {
+        let Handle { object, kind } = self.find(name)?;
+        let algorithm = match kind {
+            KeyKind::Ed25519 => Algorithm::Ed25519,
+            KeyKind::P256 => Algorithm::P256,
+            KeyKind::Aes256 => return Err(Error::NoSuchKey(name.clone())),
+        };
+        // Some tokens keep the point with the private key only.
+        let public = self.find_objects(name, ObjectClass::PUBLIC_KEY)?;
+        let object = public.first().copied().unwrap_or(object);
+        let attributes = self
+            .session
+            .get_attributes(object, &[AttributeType::EcPoint])
+            .map_err(during("reading public keys"))?;
+        let point = attributes.into_iter().find_map(|attribute| match attribute {
+            Attribute::EcPoint(point) => Some(point),
+            _ => None,
+        });
+        let point = point.ok_or(Error::Unsupported("reading public keys"))?;
+        decode_point(algorithm, &point).ok_or(Error::Unsupported("public keys in a known encoding"))
+    }
+
+    /// Signs bytes with pure Ed25519, or hashes them here and signs the hash with ECDSA: few tokens hash for ECDSA.
+    pub(super) fn sign(
+        &mut self,
+        name: &KeyName,
+        algorithm: Algorithm,
+        bytes: &[u8],
+    ) -> Result<Signature, Error> {
+        let key = self.find(name)?.object;
+        self.sign_with(key, algorithm, bytes)?
+            .as_slice()
+            .try_into()
+            .map_err(|_length| Error::BadSignature(name.clone()))
+    }
+
+    /// The signature as the token gives it. Ed25519 never has parameters: SoftHSM 2.6 ignores Ed25519ph silently.
+    pub(super) fn sign_with(
+        &self,
+        key: ObjectHandle,
+        algorithm: Algorithm,
+        bytes: &[u8],
+    ) -> Result<Vec<u8>, Error> {
+        match algorithm {
+            Algorithm::Ed25519 => {
+                let pure = EddsaParams::new(EddsaSignatureScheme::Ed25519);
+                self.session
+                    .sign(&Mechanism::Eddsa(pure), key, bytes)
+                    .map_err(during("Ed25519 signatures"))
+            }
+            Algorithm::P256 => self
+                .session
+                .sign(&Mechanism::Ecdsa, key, digest(&SHA256, bytes).as_ref())
+                .map_err(during("ECDSA signatures on P-256")),
+        }
+    }
+
+    /// ECDH without key derivation.
+    pub(super) fn agree(
+        &mut self,
+        name: &KeyName,
+        peer: &[u8; P256_POINT_BYTES],
+    ) -> Result<Secret32, Error> {
+        let key = self.find(name)?.object;
+        self.agree_with(key, peer)
+    }
+
+    pub(super) fn agree_with(
+        &self,
+        key: ObjectHandle,
+        peer: &[u8; P256_POINT_BYTES],
+    ) -> Result<Secret32, Error> {
+        let params = Ecdh1DeriveParams::new(EcKdf::null(), peer);
+        let mut template = readable_session_key(KeyType::GENERIC_SECRET);
+        template.push(Attribute::ValueLen(32_u64.into()));
+        let shared = self
+            .session
+            .derive_key(&Mechanism::Ecdh1Derive(params), key, &template)
+            .map_err(during("ECDH on P-256"))?;
+        self.take_value(shared)
+    }
+
+    /// Wraps a fresh key with AES-KW.
+    pub(super) fn wrap(&mut self, name: &KeyName, fresh: &Secret32) -> Result<Vec<u8>, Error> {
+        let kek = self.find(name)?.object;
+        self.wrap_with(kek, fresh)
+    }
+
+    pub(super) fn wrap_with(&self, kek: ObjectHandle, fresh: &Secret32) -> Result<Vec<u8>, Error> {
+        let mut template = readable_session_key(KeyType::AES);
+        template.push(Attribute::Value(fresh.expose().to_vec()));
+        let key = self.session.create_object(&template).map_err(during("wrapping"))?;
+        let wrapped = self
+            .session
+            .wrap_key(&Mechanism::AesKeyWrap, kek, key)
+            .map_err(during("wrapping with AES-KW"));
+        let removed = self.session.destroy_object(key).map_err(during("wrapping"));
+        let wrapped = wrapped?;
+        removed?;
+        if wrapped.len() != WRAPPED_BYTES {
+            return Err(Error::Unsupported("wrapping with AES-KW"));
+        }
+        Ok(wrapped)
+    }
+
+    /// Unwraps what [`Connection::wrap`] made.
+    pub(super) fn unwrap(
+        &mut self,
+        name: &KeyName,
+        wrapped: &[u8; WRAPPED_BYTES],
+    ) -> Result<Secret32, Error> {
+        let kek = self.find(name)?.object;
+        self.unwrap_with(kek, wrapped)
+    }
+
+    pub(super) fn unwrap_with(&self, kek: ObjectHandle, wrapped: &[u8]) -> Result<Secret32, Error> {
+        let template = readable_session_key(KeyType::AES);
+        let key = self
+            .session
+            .unwrap_key(&Mechanism::AesKeyWrap, kek, wrapped, &template)
+            .map_err(|error| match during("unwrapping with AES-KW")(error) {
+                // Modules say GENERAL_ERROR or FUNCTION_FAILED when the check value is wrong; a broken token would not
+                // answer the next question either.
+                Error::Device { .. } => self.check().err().unwrap_or(Error::Damaged),
+                other => other,
+            })?;
+        self.take_value(key)
+    }
+
+    /// Reads the value of a session object and destroys it.
+    fn take_value(&self, object: ObjectHandle) -> Result<Secret32, Error> {
+        let read = self.session.get_attributes(object, &[AttributeType::Value]);
+        let removed = self.session.destroy_object(object).map_err(during("session keys"));
+        let value =
+            read.map_err(during("reading session keys"))?.into_iter().find_map(|attribute| {
+                match attribute {
+                    Attribute::Value(value) => Some(Zeroizing::new(value)),
+                    _ => None,
+                }
+            });
+        removed?;
+        value
+            .and_then(|value| Secret32::from_slice(&value))
+            .ok_or(Error::Unsupported("reading session keys"))
+    }
+
+    /// Makes a key that stays in the token, and makes sure of that.
+    pub(super) fn generate(&mut self, name: &KeyName, kind: KeyKind) -> Result<(), Error> {
+        let object = self.generate_with(Some(name), kind, name.role())?.0;
+        let attributes = self
+            .session
+            .get_attributes(object, &[AttributeType::Sensitive, AttributeType::Extractable])
+            .map_err(during("reading attributes"))?;
+        let kept = attributes.contains(&Attribute::Sensitive(true))
+            && attributes.contains(&Attribute::Extractable(false));
+        if !kept {
+            self.destroy(name)?;
+            return Err(Error::Extractable);
+        }
+        Ok(())
+    }
+
+    /// Makes a key: with a name for good, or without one for this session. Gives the private or secret key, and the public
+    /// one (for AES the same again).
+    pub(super) fn generate_with(
+        &self,
+        name: Option<&KeyName>,
+        kind: KeyKind,
+        role: KeyRole,
+    ) -> Result<(ObjectHandle, ObjectHandle), Error> {
+        let mut shared = vec![Attribute::Token(name.is_some())];
+        if let Some(name) = name {
+            shared.push(Attribute::Label(label(name.role())));
+            shared.push(Attribute::Id(name.id().to_vec()));
+        }
+        let mut secret = shared.clone();
+        secret.extend([
+            Attribute::Private(true),
+            Attribute::Sensitive(true),
+            Attribute::Extractable(false),
+        ]);
+        if kind == KeyKind::Aes256 {
+            secret.extend([
+                Attribute::ValueLen(32_u64.into()),
+                Attribute::Wrap(true),
+                Attribute::Unwrap(true),
+                Attribute::Encrypt(false),
+                Attribute::Decrypt(false),
+            ]);
+            let key = self
+                .session
+                .generate_key(&Mechanism::AesKeyGen, &secret)
+                .map_err(during("AES keys"))?;
+            return Ok((key, key));
+        }
+        let agrees = role == KeyRole::CourierEncryption;
+        secret.extend([Attribute::Sign(!agrees), Attribute::Derive(agrees)]);
+        shared.extend([Attribute::Private(false), Attribute::Verify(!agrees)]);
+        let (public, private) = self.generate_pair(kind, &shared, &secret)?;
+        Ok((private, public))
+    }
+
+    fn generate_pair(
+        &self,
+        kind: KeyKind,
+        public: &[Attribute],
+        private: &[Attribute],
+    ) -> Result<(ObjectHandle, ObjectHandle), Error> {
+        let pair = |mechanism: &Mechanism<'_>, curve: &[u8]| {
+            let mut public = public.to_vec();
+            public.push(Attribute::EcParams(curve.to_vec()));
+            self.session.generate_key_pair(mechanism, &public, private)
+        };
+        match kind {
+            KeyKind::Ed25519 => pair(&Mechanism::EccEdwardsKeyPairGen, ED25519_OID)
+                .or_else(|_spelling| pair(&Mechanism::EccEdwardsKeyPairGen, ED25519_NAME))
+                .map_err(during("Ed25519 keys")),
+            KeyKind::P256 | KeyKind::Aes256 => {
+                pair(&Mechanism::EccKeyPairGen, P256_OID).map_err(during("P-256 keys"))
+            }
+        }
+    }
+
+    /// Destroys a key and its public half.
+    pub(super) fn destroy(&mut self, name: &KeyName) -> Result<(), Error> {
+        let key = self.find(name)?.object;
+        self.session.destroy_object(key).map_err(during("destroying keys"))?;
+        self.handles.remove(name);
+        for object in self.find_objects(name, ObjectClass::PUBLIC_KEY)? {
+            self.session.destroy_object(object).map_err(during("destroying keys"))?;
+        }
+        Ok(())
+    }
+
+    fn find(&mut self, name: &KeyName) -> Result<Handle, Error> {
+        if let Some(handle) = self.handles.get(name) {
+            return Ok(*handle);
+        }
+        let class = match name.role() {
+            KeyRole::Storage => ObjectClass::SECRET_KEY,
+            _ => ObjectClass::PRIVATE_KEY,
+        };
+        let object = match self.find_objects(name, class)?.as_slice() {
+            [object] => *object,
+            // A token that is gone or logged out looks empty.
+            [] => return Err(self.check().err().unwrap_or(Error::NoSuchKey(name.clone()))),
+            _ => return Err(Error::DuplicateKey(name.clone())),
+        };
+        let attributes = self
+            .session
+            .get_attributes(object, &[AttributeType::KeyType])
+            .map_err(during("reading attributes"))?;
+        let kind = attributes.into_iter().find_map(|attribute| match attribute {
+            Attribute::KeyType(KeyType::EC_EDWARDS) => Some(KeyKind::Ed25519),
+            Attribute::KeyType(KeyType::EC) => Some(KeyKind::P256),
+            Attribute::KeyType(KeyType::AES) => Some(KeyKind::Aes256),
+            _ => None,
+        });
+        let kind = kind.filter(|kind| kind.suits(name.role()));
+        let kind = kind.ok_or_else(|| Error::NoSuchKey(name.clone()))?;
+        let handle = Handle { object, kind };
+        self.handles.insert(name.clone(), handle);
+        Ok(handle)
+    }
+
+    fn find_objects(&self, name: &KeyName, class: ObjectClass) -> Result<Vec<ObjectHandle>, Error> {
+        let template = [
+            Attribute::Token(true),
+            Attribute::Class(class),
+            Attribute::Label(label(name.role())),
+            Attribute::Id(name.id().to_vec()),
+        ];
+        self.session.find_objects(&template).map_err(during("searches"))
+    }
+}
+
+/// `CKA_LABEL` of the keys of a role.
+fn label(role: KeyRole) -> Vec<u8> {
+    format!("sallyport/{role}").into_bytes()
+}
+
+/// Template of a key that lives in the session only and whose value may be read.
+fn readable_session_key(key_type: KeyType) -> Vec<Attribute> {
+    vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(key_type),
+        Attribute::Token(false),
+        Attribute::Sensitive(false),
+        Attribute::Extractable(true),
+    ]
+}
+
+/// Slots change when a token is plugged in again; label and serial number do not.
+fn find_token(module: &Pkcs11, label: &str, expected_serial: Option<&str>) -> Result<Found, Error> {
+    let slots = module.get_slots_with_token().map_err(during("slot lists"))?;
+    // A slot whose token cannot be asked is as good as empty.
+    let tokens =
+        slots.into_iter().filter_map(|slot| Some((slot, module.get_token_info(slot).ok()?)));
+    let mut found = Vec::new();
+    let mut others = Vec::new();
+    for (slot, info) in tokens.filter(|(_, info)| info.token_initialized()) {
+        if info.label() == label {
+            found.push(Found { slot, serial: info.serial_number().to_owned() });
+        } else {
+            others.push(info.label().to_owned());
+        }
+    }
+    if let Some(expected) = expected_serial
+        && let Some(position) = found.iter().position(|token| token.serial == expected)
+    {
+        return Ok(found.swap_remove(position));
+    }
+    match (found.pop(), found.is_empty(), expected_serial) {
+        (Some(token), true, None) => Ok(token),
+        (Some(token), true, Some(expected)) => Err(Error::TokenExchanged {
+            label: label.to_owned(),
+            serial: token.serial,
+            expected: expected.to_owned(),
+        }),
+        (Some(_), false, _) => Err(Error::TokenAmbiguous { label: label.to_owned() }),
+        (None, _, _) => {
+            let found = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
+            Err(Error::TokenMissing { label: label.to_owned(), found })
+        }
+    }
+}
+
+/// `CKA_EC_POINT`: a DER OCTET STRING by the standard; some modules give a BIT STRING or the bare point.
+pub(super) fn decode_point(algorithm: Algorithm, point: &[u8]) -> Option<PublicKey> {
+    let bytes = match algorithm {
+        Algorithm::Ed25519 => PublicKey::ED25519_BYTES,
+        Algorithm::P256 => PublicKey::P256_BYTES,
+    };
+    let start = point.len().checked_sub(bytes)?;
+    let (header, point) = point.split_at(start);
+    let length = u8::try_from(bytes).ok()?;
+    let known = [&[][..], &[0x04, length], &[0x03, length + 1, 0x00]];
+    if !known.contains(&header) {
+        return None;
+    }
+    PublicKey::new(algorithm, point).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_are_read_in_every_encoding_that_modules_use() {
+        let ed25519 = ed25519_dalek::SigningKey::from_bytes(&[3; 32]).verifying_key();
+        let p256 = p256::SecretKey::from_slice(&[3; 32]).unwrap().public_key().to_sec1_bytes();
+        let keys =
+            [(Algorithm::Ed25519, ed25519.as_bytes().to_vec()), (Algorithm::P256, p256.to_vec())];
+        for (algorithm, bytes) in keys {
+            let length = u8::try_from(bytes.len()).unwrap();
+            for header in [vec![], vec![4, length], vec![3, length + 1, 0]] {
+                let point = [header.as_slice(), &bytes].concat();
+                let key = decode_point(algorithm, &point).unwrap();
+                assert_eq!(key.as_bytes(), bytes);
+                assert!(decode_point(algorithm, &point[1..]).is_none() || header.len() == 1);
+            }
+            for header in [vec![4], vec![4, length + 1], vec![0x30, length], vec![3, length, 0]] {
+                let point = [header.as_slice(), &bytes].concat();
+                assert_eq!(decode_point(algorithm, &point), None, "{header:02x?}");
+            }
+        }
+    }
+}

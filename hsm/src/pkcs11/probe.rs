@@ -1,0 +1,107 @@
+//! Finding out what a token can do by doing it: lists of mechanisms promise more than modules keep.
+//!
+//! Each capability is tried with keys of the session. Tokens that make no session keys (YubiHSM 2 does not) are taken at
+//! their list's word; a wrong word cannot do harm, because every signature is verified when it is made.
+
+use cryptoki::{
+    mechanism::MechanismType,
+    object::{Attribute, AttributeType, ObjectHandle},
+};
+use sallyport_core::sign::{Algorithm, verify};
+
+use super::{
+    codes::during,
+    connection::{Connection, decode_point},
+};
+use crate::{Caps, Error, KeyKind, KeyRole, P256_POINT_BYTES, Secret32};
+
+/// What the probes sign: no document of ours, which all begin with `{` or 0x84.
+const MESSAGE: &[u8] = b"sallyport token self-test";
+
+/// Tries everything once, and calls `alive` between the steps, of which each may take seconds. Fails only if the token is
+/// lost meanwhile.
+pub(super) fn caps(connection: &Connection, alive: impl Fn()) -> Result<Caps, Error> {
+    let listed = connection.mechanisms()?;
+    let has = |wanted: &[MechanismType]| wanted.iter().all(|one| listed.contains(one));
+    let ed25519 = [MechanismType::ECC_EDWARDS_KEY_PAIR_GEN, MechanismType::EDDSA];
+    let p256_sign = [MechanismType::ECC_KEY_PAIR_GEN, MechanismType::ECDSA];
+    let p256_agree = [MechanismType::ECC_KEY_PAIR_GEN, MechanismType::ECDH1_DERIVE];
+    let wrap = [MechanismType::AES_KEY_GEN, MechanismType::AES_KEY_WRAP];
+    let works = |kind, role| {
+        alive();
+        works(connection, kind, role)
+    };
+    Ok(Caps {
+        ed25519: has(&ed25519) && works(KeyKind::Ed25519, KeyRole::Event)?,
+        p256_sign: has(&p256_sign) && works(KeyKind::P256, KeyRole::Courier)?,
+        p256_agree: has(&p256_agree) && works(KeyKind::P256, KeyRole::CourierEncryption)?,
+        wrap: has(&wrap) && works(KeyKind::Aes256, KeyRole::Storage)?,
+    })
+}
+
+fn works(connection: &Connection, kind: KeyKind, role: KeyRole) -> Result<bool, Error> {
+    let (key, public) = match connection.generate_with(None, kind, role) {
+        Ok(pair) => pair,
+        Err(error) => return lost_or(error, true),
+    };
+    let tried = match (kind, role) {
+        (KeyKind::Aes256, _) => wraps(connection, key),
+        (_, KeyRole::CourierEncryption) => agrees(connection, key, public),
+        (KeyKind::Ed25519, _) => signs(connection, Algorithm::Ed25519, key, public),
+        (KeyKind::P256, _) => signs(connection, Algorithm::P256, key, public),
+    };
+    for object in if key == public { vec![key] } else { vec![key, public] } {
+        connection.session.destroy_object(object).map_err(during("session keys"))?;
+    }
+    tried.or_else(|error| {
+        log::warn!(kind:%, role:%, error:%; "the token lists what it cannot do");
+        lost_or(error, false)
+    })
+}
+
+fn lost_or(error: Error, verdict: bool) -> Result<bool, Error> {
+    if error.class() == crate::Class::Reopen { Err(error) } else { Ok(verdict) }
+}
+
+fn signs(
+    connection: &Connection,
+    algorithm: Algorithm,
+    key: ObjectHandle,
+    public: ObjectHandle,
+) -> Result<bool, Error> {
+    let signature = connection.sign_with(key, algorithm, MESSAGE)?;
+    let Some(public) = point(connection, algorithm, public)? else { return Ok(false) };
+    let Ok(signature) = signature.as_slice().try_into() else { return Ok(false) };
+    Ok(verify(&public, MESSAGE, &signature).is_ok())
+}
+
+/// With itself as the peer, and compared with a second agreement: the public point alone tells no more.
+fn agrees(connection: &Connection, key: ObjectHandle, public: ObjectHandle) -> Result<bool, Error> {
+    let Some(public) = point(connection, Algorithm::P256, public)? else { return Ok(false) };
+    let Ok(peer) = <[u8; P256_POINT_BYTES]>::try_from(public.as_bytes()) else { return Ok(false) };
+    let first = connection.agree_with(key, &peer)?;
+    let second = connection.agree_with(key, &peer)?;
+    Ok(first.expose() == second.expose() && first.expose() != &[0; Secret32::BYTES])
+}
+
+fn wraps(connection: &Connection, kek: ObjectHandle) -> Result<bool, Error> {
+    let secret = Secret32::random()?;
+    let wrapped = connection.wrap_with(kek, &secret)?;
+    let unwrapped = connection.unwrap_with(kek, &wrapped)?;
+    Ok(unwrapped.expose() == secret.expose())
+}
+
+fn point(
+    connection: &Connection,
+    algorithm: Algorithm,
+    public: ObjectHandle,
+) -> Result<Option<sallyport_core::sign::PublicKey>, Error> {
+    let attributes = connection
+        .session
+        .get_attributes(public, &[AttributeType::EcPoint])
+        .map_err(during("reading public keys"))?;
+    Ok(attributes.into_iter().find_map(|attribute| match attribute {
+        Attribute::EcPoint(point) => decode_point(algorithm, &point),
+        _ => None,
+    }))
+}

@@ -1,0 +1,153 @@
+//! SoftHSM 2 in a directory of its own: one per process, because the module has one configuration per process.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use cryptoki::{
+    context::{CInitializeArgs, CInitializeFlags, Pkcs11},
+    session::{Session, UserType},
+};
+use sallyport_hsm::{Pin, Pkcs11Token, init_token};
+
+use crate::requests::policy;
+
+/// User PIN of every token here.
+pub(crate) const PIN: &str = "correct horse";
+/// Long enough for a loaded machine.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A token that was set up for one test. Only one test at a time has one.
+pub(crate) struct SoftHsm {
+    pub(crate) label: String,
+    /// SoftHSM's directory of this token.
+    pub(crate) directory: PathBuf,
+    pub(crate) pin_file: PathBuf,
+    _one_at_a_time: MutexGuard<'static, ()>,
+}
+
+impl SoftHsm {
+    /// Sets a token up.
+    pub(crate) fn new() -> Self {
+        let guard = serialize();
+        let (label, pin_file) = unused_label();
+        let directory = make(&label);
+        Self { label, directory, pin_file, _one_at_a_time: guard }
+    }
+
+    /// Starts the backend on this token.
+    pub(crate) fn start(&self) -> Pkcs11Token {
+        start(&module(), &self.label, &self.pin_file)
+    }
+
+    /// A logged-in session beside the backend's.
+    pub(crate) fn session(&self) -> Session {
+        let pkcs11 = pkcs11();
+        let slots = pkcs11.get_slots_with_token().unwrap();
+        let slot = slots
+            .into_iter()
+            .find(|slot| pkcs11.get_token_info(*slot).is_ok_and(|info| info.label() == self.label))
+            .unwrap();
+        let session = pkcs11.open_rw_session(slot).unwrap();
+        // The backend may have logged the process in.
+        drop(session.login(UserType::User, Some(&PIN.into())));
+        session
+    }
+}
+
+/// Waits until the one test before has let the module go.
+pub(crate) fn serialize() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    LazyLock::force(&HOME);
+    guard
+}
+
+/// A label that no token has yet, and a file with the right PIN.
+pub(crate) fn unused_label() -> (String, PathBuf) {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let label = format!("test {}", COUNT.fetch_add(1, Ordering::Relaxed));
+    let pin_file = HOME.join(format!("{label}.pin"));
+    write_pin(&pin_file, PIN);
+    (label, pin_file)
+}
+
+/// Sets up a token with a label and gives its directory.
+pub(crate) fn make(label: &str) -> PathBuf {
+    let before = tokens();
+    let officer_pin = Pin::new("officer's PIN".to_owned());
+    init_token(&module(), label, &officer_pin, &Pin::new(PIN.to_owned())).unwrap();
+    tokens().difference(&before).next().unwrap().clone()
+}
+
+pub(crate) fn start(module: &Path, label: &str, pin_file: &Path) -> Pkcs11Token {
+    Pkcs11Token::start(module, label, pin_file, TIMEOUT, policy()).unwrap()
+}
+
+pub(crate) fn write_pin(path: &Path, pin: &str) {
+    drop(fs::remove_file(path));
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.create_new(true).write(true).mode(0o600).open(path).unwrap();
+    std::io::Write::write_all(&mut file, pin.as_bytes()).unwrap();
+}
+
+/// The module beside the backend, initialised.
+pub(crate) fn pkcs11() -> Pkcs11 {
+    let pkcs11 = Pkcs11::new(module()).unwrap();
+    drop(pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)));
+    pkcs11
+}
+
+/// Asks again and again, for what happens by itself.
+pub(crate) fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
+    let deadline = Instant::now() + 2 * TIMEOUT;
+    while !happened() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+pub(crate) fn module() -> PathBuf {
+    let known = [
+        "/usr/lib/softhsm/libsofthsm2.so",
+        "/usr/lib64/pkcs11/libsofthsm2.so",
+        "/usr/local/lib/softhsm/libsofthsm2.so",
+    ];
+    known.iter().map(PathBuf::from).find(|path| path.exists()).expect(
+        "these tests need SoftHSM 2: install the package `softhsm2` (Debian) or `softhsm` (Fedora)",
+    )
+}
+
+/// Directory of this process: configuration, tokens, PIN files.
+pub(crate) static HOME: LazyLock<PathBuf> = LazyLock::new(|| {
+    let home =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("softhsm-{}", std::process::id()));
+    drop(fs::remove_dir_all(&home));
+    fs::create_dir_all(home.join("tokens")).unwrap();
+    let configuration = home.join("softhsm2.conf");
+    let tokens = home.join("tokens");
+    fs::write(
+        &configuration,
+        format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display()),
+    )
+    .unwrap();
+    #[expect(unsafe_code, reason = "SoftHSM is configured by its environment only")]
+    // SAFETY: each test that touches the environment waits for this first, and nothing else here reads it meanwhile.
+    unsafe {
+        std::env::set_var("SOFTHSM2_CONF", configuration);
+    }
+    home
+});
+
+fn tokens() -> BTreeSet<PathBuf> {
+    fs::read_dir(HOME.join("tokens")).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
