@@ -240,6 +240,14 @@ fn content_redacts(content: &RawValue) -> Option<OwnedEventId> {
     serde_json::from_str::<Redacts>(content.get()).ok()?.redacts
 }
 
+/// A JSON value as canonical JSON; `None` if canonical JSON does not know one of its numbers.
+///
+/// [Appendices, "Canonical JSON"](https://spec.matrix.org/v1.16/appendices/#canonical-json).
+#[must_use]
+pub fn canonical_json(value: &serde_json::Value) -> Option<String> {
+    CanonicalJsonValue::try_from(value.clone()).ok().map(|value| value.to_string())
+}
+
 /// Canonical JSON as text. Keys of the object are sorted already.
 pub(crate) fn canonical_string(object: &CanonicalJsonObject) -> String {
     CanonicalJsonValue::Object(object.clone()).to_string()

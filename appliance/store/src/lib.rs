@@ -20,6 +20,7 @@ mod meta;
 mod pool;
 mod rooms;
 mod schema;
+mod server_keys;
 mod signing;
 mod states;
 mod view;
@@ -30,6 +31,7 @@ pub use self::{
     meta::Incarnation,
     pool::{Committed, Options, Read, Store, Write},
     rooms::{Membership, Outcome, Placed, Room},
+    server_keys::OwnKey,
     signing::{SignedBatch, Unsigned, UnsignedEvent},
     view::View,
 };

@@ -6,7 +6,11 @@ use rusqlite_migration::{M, MigrationDefinitionError, Migrations};
 use crate::error::{Error, Result};
 
 /// Plain SQL, in order. `user_version` of the file counts how many have run.
-const MIGRATIONS: &[M<'static>] = &[M::up(include_str!("../migrations/0001_meta.sql"))];
+const MIGRATIONS: &[M<'static>] = &[
+    M::up(include_str!("../migrations/0001_meta.sql")),
+    M::up(include_str!("../migrations/0003_rooms.sql")),
+    M::up(include_str!("../migrations/0005_keys.sql")),
+];
 
 /// Brings the database to the newest schema.
 pub(crate) fn migrate(connection: &mut Connection) -> Result<()> {

@@ -1,0 +1,154 @@
+//! The box's keys: which the token holds, and the server key document that publishes the event key.
+//!
+//! Public halves and names are kept in the database, so that nothing but signing needs a present token.
+
+use std::collections::BTreeMap;
+
+use ruma::{OwnedServerSigningKeyId, ServerName};
+use sallyport_core::{
+    event::canonical_json,
+    limits,
+    sign::{KeyRole, SigningRequest},
+    time::Millis,
+};
+use sallyport_hsm::{KeyKind, KeyName, Token};
+use sallyport_store::{OwnKey, Store};
+use serde_json::json;
+
+/// Why a key is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database failed.
+    #[error("the box's keys cannot be read or kept")]
+    Store(#[from] sallyport_store::Error),
+    /// The token failed.
+    #[error("the token does not do it")]
+    Token(#[from] sallyport_hsm::Error),
+    /// The box has no such key yet: the token was never present.
+    #[error("the box has no {0} key yet: connect the token, the key is made as soon as it answers")]
+    None(KeyRole),
+    /// What the database has is no key.
+    #[error("the database holds a damaged {0} key")]
+    Damaged(KeyRole),
+}
+
+/// A key in use.
+#[derive(Debug, Clone)]
+pub struct Current {
+    /// The token's name of it.
+    pub name: KeyName,
+    /// How it is kept.
+    pub key: OwnKey,
+}
+
+impl Current {
+    /// The Matrix key id of an event key.
+    #[must_use]
+    pub fn key_id(&self) -> Option<OwnedServerSigningKeyId> {
+        format!("ed25519:{}", self.name.version()).try_into().ok()
+    }
+}
+
+/// The roles of which a box has a key of its own, and what kind it is.
+const ROLES: [(KeyRole, KeyKind); 3] = [
+    (KeyRole::Event, KeyKind::Ed25519),
+    (KeyRole::Courier, KeyKind::Ed25519),
+    (KeyRole::CourierEncryption, KeyKind::P256),
+];
+
+/// Makes the keys that the box lacks; one that the token has already is adopted.
+///
+/// # Errors
+/// If the token or the database fails; asking again goes on where it stopped.
+pub fn ensure(store: &Store, token: &dyn Token, now: Millis) -> Result<(), Error> {
+    for (role, kind) in ROLES {
+        if current(store, role)?.is_some() {
+            continue;
+        }
+        let name = match token.keys()?.into_iter().find(|name| name.role() == role) {
+            Some(name) => name,
+            None => token.generate(role, kind)?,
+        };
+        let public = token.public_key(&name)?;
+        let key = OwnKey {
+            name: name.to_string(),
+            role: role.as_str().to_owned(),
+            algorithm: public.algorithm().as_str().to_owned(),
+            public: public.as_bytes().to_vec(),
+            created: now,
+            retired: None,
+        };
+        store.write(move |write| write.insert_own_key(&key))?;
+        log::info!(key:% = name; "the box has a new key");
+    }
+    Ok(())
+}
+
+/// The key of a role that is in use, if there is one.
+///
+/// # Errors
+/// If the database fails or holds something else.
+pub fn current(store: &Store, role: KeyRole) -> Result<Option<Current>, Error> {
+    let keys = store.read(|read| read.own_keys(role.as_str()))?;
+    keys.into_iter()
+        .find(|key| key.retired.is_none())
+        .map(|key| {
+            let name = key.name.parse().map_err(|_| Error::Damaged(role))?;
+            Ok(Current { name, key })
+        })
+        .transpose()
+}
+
+/// The key of a role that is in use.
+///
+/// # Errors
+/// [`Error::None`] if there is none yet.
+pub fn required(store: &Store, role: KeyRole) -> Result<Current, Error> {
+    current(store, role)?.ok_or(Error::None(role))
+}
+
+/// A fresh server key document, signed by the event key.
+///
+/// [Server-Server API, `GET /_matrix/key/v2/server`](https://spec.matrix.org/v1.16/server-server-api/#get_matrixkeyv2server).
+/// It is valid for seven days, the longest that other servers rely on it.
+///
+/// # Errors
+/// If there is no event key, or the token does not sign.
+pub fn key_document(
+    store: &Store,
+    token: &dyn Token,
+    server_name: &ServerName,
+    now: Millis,
+) -> Result<String, Error> {
+    let role = KeyRole::Event;
+    let event_key = required(store, role)?;
+    let key_id = event_key.key_id().ok_or(Error::Damaged(role))?;
+    let keys = store.read(|read| read.own_keys(role.as_str()))?;
+    let mut old = BTreeMap::new();
+    for key in keys {
+        if let Some(retired) = key.retired {
+            let name: KeyName = key.name.parse().map_err(|_| Error::Damaged(role))?;
+            let id = format!("ed25519:{}", name.version());
+            old.insert(id, json!({ "key": base64(&key.public), "expired_ts": retired.0 }));
+        }
+    }
+    let mut document = json!({
+        "server_name": server_name,
+        "valid_until_ts": now.0.saturating_add(limits::KEY_VALIDITY_MS_MAX),
+        "verify_keys": { key_id.as_str(): { "key": base64(&event_key.key.public) } },
+        "old_verify_keys": old,
+    });
+    let unsigned = canonical_json(&document).ok_or(Error::Damaged(role))?;
+    let request = SigningRequest::KeyDocument { json: unsigned };
+    let signature = token.sign(&event_key.name, &request)?;
+    if let Some(document) = document.as_object_mut() {
+        let signatures =
+            json!({ server_name.as_str(): { key_id.as_str(): signature.to_base64() } });
+        document.insert("signatures".to_owned(), signatures);
+    }
+    canonical_json(&document).ok_or(Error::Damaged(role))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    ruma::serde::Base64::<ruma::serde::base64::Standard, _>::new(bytes).encode()
+}

@@ -1,0 +1,115 @@
+//! Deferred signing: local events get their signatures after they were delivered.
+//!
+//! Only rooms with members from elsewhere are signed; a room that has only local members is signed when it is first exposed.
+//! A slow token never stops local chat, and an absent one stops nothing but what leaves the box.
+
+use ring::hmac;
+use ruma::RoomId;
+use sallyport_core::{
+    event::Signed,
+    room,
+    sign::{KeyRole, SigningRequest},
+};
+use sallyport_hsm::Token;
+use sallyport_store::{SignedBatch, Store, Unsigned};
+
+use super::own_keys::{self, Current};
+
+/// Events that are signed and stored together. Small, so that a slow token's work is kept often and a stop is not delayed.
+const BATCH: usize = 16;
+/// Why the signer stopped before everything was signed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The keys are not to be had.
+    #[error(transparent)]
+    Keys(#[from] own_keys::Error),
+    /// The database failed, or holds events that were not accepted here: those are never signed.
+    #[error("events that wait for a signature cannot be read or kept")]
+    Store(#[from] sallyport_store::Error),
+    /// The token failed.
+    #[error("the token does not sign")]
+    Token(#[source] sallyport_hsm::Error),
+    /// A signature does not fit its event.
+    #[error("an event cannot be signed")]
+    Attach(#[from] sallyport_core::event::AttachError),
+}
+
+/// Signs the local events that wait, room by room, until none is left or `stop` says so.
+///
+/// # Errors
+/// At the first failure; what was signed before is kept.
+pub fn sign_pending(
+    store: &Store,
+    token: &dyn Token,
+    mac: &hmac::Key,
+    stop: impl Fn() -> bool,
+) -> Result<(), Error> {
+    let key = own_keys::required(store, KeyRole::Event)?;
+    for room_id in store.read(|read| read.rooms_to_sign())? {
+        sign_room(store, token, &key, mac, &room_id, &stop)?;
+    }
+    Ok(())
+}
+
+/// Signs the local events of one room that wait, the oldest first.
+///
+/// # Errors
+/// At the first failure; what was signed before is kept.
+pub fn sign_room(
+    store: &Store,
+    token: &dyn Token,
+    key: &Current,
+    mac: &hmac::Key,
+    room_id: &RoomId,
+    stop: &impl Fn() -> bool,
+) -> Result<(), Error> {
+    while !stop() {
+        let Some(unsigned) = store.read(|read| read.unsigned(room_id, mac, BATCH))? else {
+            break;
+        };
+        let (batch, failed) = sign_batch(token, key, unsigned)?;
+        if !batch.events.is_empty() {
+            store.write(move |write| write.store_signatures(&batch))?;
+        }
+        if let Some(error) = failed {
+            return Err(Error::Token(error));
+        }
+    }
+    Ok(())
+}
+
+/// Signs a batch up to the first event that the token does not sign.
+fn sign_batch(
+    token: &dyn Token,
+    key: &Current,
+    unsigned: Unsigned,
+) -> Result<(SignedBatch, Option<sallyport_hsm::Error>), Error> {
+    let damaged = || own_keys::Error::Damaged(KeyRole::Event);
+    let rules = room::rules(&unsigned.room.version).ok_or_else(damaged)?;
+    let key_id = key.key_id().ok_or_else(damaged)?;
+    let public = <&[u8; 32]>::try_from(key.key.public.as_slice()).map_err(|_| damaged())?;
+    let requests: Vec<_> = unsigned
+        .events
+        .iter()
+        .map(|event| SigningRequest::Pdu {
+            room_version: unsigned.room.version.clone(),
+            json: event.pdu.json().to_owned(),
+        })
+        .collect();
+    let mut batch = SignedBatch {
+        room_id: unsigned.room.room_id,
+        events: Vec::with_capacity(requests.len()),
+        mac: Vec::new(),
+    };
+    let answers = token.sign_many(&key.name, &requests);
+    for ((event, mac), answer) in unsigned.events.into_iter().zip(unsigned.macs).zip(answers) {
+        let signature = match answer {
+            Ok(signature) => signature,
+            Err(error) => return Ok((batch, Some(error))),
+        };
+        let signed = Signed::attach(event.pdu, &key_id, public, signature.as_bytes(), &rules)?;
+        batch.events.push((event.position, signed));
+        batch.mac = mac;
+    }
+    Ok((batch, None))
+}

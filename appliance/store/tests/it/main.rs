@@ -1,0 +1,3 @@
+//! The store over a real SQLite file: one binary.
+
+mod rooms;
