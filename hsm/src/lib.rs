@@ -152,6 +152,6 @@ pub fn open(
     }
 }
 
-fn default_timeout_ms() -> u64 {
+const fn default_timeout_ms() -> u64 {
     10_000
 }

@@ -1,6 +1,10 @@
 //! Tests of the tokens through their public face.
 
+#[cfg(test)]
 mod pkcs11;
+#[cfg(test)]
 mod requests;
+#[cfg(test)]
 mod softhsm;
+#[cfg(test)]
 mod software;
