@@ -19,6 +19,7 @@ pub mod card;
 pub mod cbor;
 pub mod cose;
 pub mod digest;
+pub mod e2ee;
 pub mod event;
 pub mod limits;
 pub mod room;

@@ -94,3 +94,21 @@ pub const CARD_NAME_BYTES_MAX: usize = 255;
 pub const CARD_KEYS_MAX: usize = 16;
 /// Room versions on a card.
 pub const CARD_ROOM_VERSIONS_MAX: usize = 32;
+// --- Accounts and end-to-end encryption ---
+
+/// Bytes of the identity keys of a device or of a cross-signing key, its signatures included.
+pub const DEVICE_KEYS_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of a one-time or fallback key.
+pub const ONE_TIME_KEY_BYTES_MAX: usize = 2 * 1024;
+/// One-time keys of a device that are kept, pools for peers included. Clients hold the private halves of 5000 at most.
+pub const ONE_TIME_KEYS_MAX: usize = 2_500;
+/// One-time keys of a device that stay local before pools for peers are filled.
+pub const ONE_TIME_KEYS_LOCAL: usize = 20;
+/// Issued one-time keys of a device whose ids are remembered, so that a repeated upload does not issue one twice.
+pub const ISSUED_KEYS_REMEMBERED: i64 = 5_000;
+/// One-time keys that one request may claim.
+pub const CLAIMS_MAX: usize = 10_000;
+/// Users that one key query may name.
+pub const KEY_QUERY_USERS_MAX: usize = 10_000;
+/// Signatures that others may have put on a user's keys and devices.
+pub const KEY_SIGNATURES_MAX: usize = 2_000;
