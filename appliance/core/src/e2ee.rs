@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, DeviceId, UserId,
-    canonical_json::JsonType,
     encryption::{DeviceKeys, KeyUsage},
     signatures::to_canonical_json_string_for_signing,
 };
@@ -210,7 +209,7 @@ pub fn verify_one_time_key(
     let key = object.object.get("key").and_then(CanonicalJsonValue::as_str);
     key.and_then(|key| Curve25519PublicKey::from_base64(key).ok())
         .ok_or_else(|| KeyError::BadKey(key_id.to_owned()))?;
-    if object.object.get("fallback").is_some_and(|value| value.json_type() != JsonType::Boolean) {
+    if object.object.get("fallback").is_some_and(|value| !value.is_bool()) {
         return Err(KeyError::BadKey(key_id.to_owned()));
     }
     let signer = format!("ed25519:{device}");

@@ -19,7 +19,7 @@ CREATE TABLE devices (
     generation   INTEGER NOT NULL DEFAULT 0,   -- newest pair of tokens that was used
     next_key     INTEGER NOT NULL DEFAULT 1,   -- number of the next one-time key, in upload order
     PRIMARY KEY (user_id, device_id)
-);
+) WITHOUT ROWID;
 
 -- Tokens are kept as SHA-256. A refresh makes a pair of the next generation; its first use ends the older ones.
 CREATE TABLE access_tokens (
@@ -29,7 +29,7 @@ CREATE TABLE access_tokens (
     generation INTEGER NOT NULL,
     expires    INTEGER,
     FOREIGN KEY (user_id, device_id) REFERENCES devices (user_id, device_id) ON DELETE CASCADE
-);
+) WITHOUT ROWID;
 CREATE INDEX access_tokens_by_device ON access_tokens (user_id, device_id);
 
 CREATE TABLE refresh_tokens (
@@ -38,7 +38,7 @@ CREATE TABLE refresh_tokens (
     device_id  TEXT    NOT NULL,
     generation INTEGER NOT NULL,
     FOREIGN KEY (user_id, device_id) REFERENCES devices (user_id, device_id) ON DELETE CASCADE
-);
+) WITHOUT ROWID;
 CREATE INDEX refresh_tokens_by_device ON refresh_tokens (user_id, device_id);
 
 -- One value of a profile, of local users and of those that peers told us about. value is JSON.
@@ -47,13 +47,13 @@ CREATE TABLE profile_fields (
     field   TEXT NOT NULL,
     value   TEXT NOT NULL,
     PRIMARY KEY (user_id, field)
-);
+) WITHOUT ROWID;
 
 -- What a search for people looks at: the user id and the display name in lower case.
 CREATE TABLE user_directory (
     user_id TEXT NOT NULL PRIMARY KEY,
     words   TEXT NOT NULL
-);
+) WITHOUT ROWID;
 
 -- room_id is empty for global account data.
 CREATE TABLE account_data (
@@ -81,7 +81,7 @@ CREATE TABLE pushers (
     device_id TEXT NOT NULL,
     content   TEXT NOT NULL,
     PRIMARY KEY (user_id, app_id, pushkey)
-);
+) WITHOUT ROWID;
 
 -- Identity keys of devices, local and remote, without the signatures of others.
 CREATE TABLE device_keys (
@@ -89,7 +89,7 @@ CREATE TABLE device_keys (
     device_id TEXT NOT NULL,
     keys      TEXT NOT NULL,
     PRIMARY KEY (user_id, device_id)
-);
+) WITHOUT ROWID;
 
 -- usage: master, self_signing, user_signing.
 CREATE TABLE cross_signing_keys (
@@ -98,7 +98,7 @@ CREATE TABLE cross_signing_keys (
     public_key TEXT NOT NULL,
     keys       TEXT NOT NULL,
     PRIMARY KEY (user_id, usage)
-);
+) WITHOUT ROWID;
 
 -- Verified signatures on devices (target: device id) and master keys (target: public key).
 CREATE TABLE key_signatures (
@@ -108,13 +108,14 @@ CREATE TABLE key_signatures (
     signer_key_id TEXT NOT NULL,
     signature     TEXT NOT NULL,
     PRIMARY KEY (user_id, target, signer, signer_key_id)
-);
+) WITHOUT ROWID;
+CREATE INDEX key_signatures_by_signer ON key_signatures (signer, signer_key_id);
 
 -- When a user's devices or cross-signing keys last changed.
 CREATE TABLE device_list_changes (
     user_id  TEXT    NOT NULL PRIMARY KEY,
     position INTEGER NOT NULL
-);
+) WITHOUT ROWID;
 CREATE INDEX device_list_changes_by_position ON device_list_changes (position);
 
 -- When a user last signed another user's key: only the signer sees it.
@@ -123,7 +124,7 @@ CREATE TABLE signature_changes (
     user_id  TEXT    NOT NULL,
     position INTEGER NOT NULL,
     PRIMARY KEY (signer, user_id)
-);
+) WITHOUT ROWID;
 
 -- One-time keys not yet given away. peer is empty for those that local users may claim.
 CREATE TABLE one_time_keys (
@@ -135,7 +136,7 @@ CREATE TABLE one_time_keys (
     peer      TEXT    NOT NULL DEFAULT '',
     peer_n    INTEGER NOT NULL DEFAULT 0,     -- order in which it was allotted to the peer; 0: not at all
     PRIMARY KEY (user_id, device_id, key_id)
-);
+) WITHOUT ROWID;
 CREATE INDEX one_time_keys_by_order ON one_time_keys (user_id, device_id, peer, n);
 CREATE INDEX one_time_keys_by_peer ON one_time_keys (peer, peer_n) WHERE peer <> '';
 
@@ -146,7 +147,7 @@ CREATE TABLE issued_one_time_keys (
     key_id    TEXT    NOT NULL,
     n         INTEGER NOT NULL,
     PRIMARY KEY (user_id, device_id, key_id)
-);
+) WITHOUT ROWID;
 CREATE INDEX issued_one_time_keys_by_order ON issued_one_time_keys (user_id, device_id, n);
 
 CREATE TABLE fallback_keys (
@@ -157,20 +158,19 @@ CREATE TABLE fallback_keys (
     keys      TEXT    NOT NULL,
     used      INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (user_id, device_id, algorithm)
-);
+) WITHOUT ROWID;
 
 -- How many one-time keys of each device a peer should hold.
 CREATE TABLE key_pools (
     peer   TEXT    NOT NULL PRIMARY KEY,
-    target INTEGER NOT NULL,
-    last_n INTEGER NOT NULL DEFAULT 0         -- newest peer_n given
-);
+    target INTEGER NOT NULL
+) WITHOUT ROWID;
 
 -- What a peer last told about each of its users.
 CREATE TABLE remote_users (
     user_id   TEXT    NOT NULL PRIMARY KEY,
     stream_id INTEGER NOT NULL
-);
+) WITHOUT ROWID;
 
 -- Keys of remote users that their server allotted to us.
 CREATE TABLE received_one_time_keys (
@@ -181,7 +181,7 @@ CREATE TABLE received_one_time_keys (
     n         INTEGER NOT NULL,
     keys      TEXT    NOT NULL,
     PRIMARY KEY (user_id, device_id, key_id)
-);
+) WITHOUT ROWID;
 CREATE INDEX received_one_time_keys_by_order ON received_one_time_keys (user_id, device_id, n);
 CREATE INDEX received_one_time_keys_by_origin ON received_one_time_keys (origin);
 
@@ -193,7 +193,7 @@ CREATE TABLE key_claims (
     device_id TEXT    NOT NULL,
     key_id    TEXT    NOT NULL,
     PRIMARY KEY (origin, n)
-);
+) WITHOUT ROWID;
 
 -- Numbering of what goes to and comes from each server. kind: to_device, pool, claims.
 CREATE TABLE outgoing_counters (
@@ -201,14 +201,14 @@ CREATE TABLE outgoing_counters (
     kind   TEXT    NOT NULL,
     n      INTEGER NOT NULL,
     PRIMARY KEY (server, kind)
-);
+) WITHOUT ROWID;
 CREATE TABLE incoming_counters (
     server      TEXT    NOT NULL,
     kind        TEXT    NOT NULL,
     incarnation BLOB    NOT NULL,
     n           INTEGER NOT NULL,
     PRIMARY KEY (server, kind)
-);
+) WITHOUT ROWID;
 
 CREATE TABLE to_device_inbox (
     user_id   TEXT    NOT NULL,
@@ -232,7 +232,7 @@ CREATE TABLE to_device_transactions (
     txn_id    TEXT    NOT NULL,
     created   INTEGER NOT NULL,
     PRIMARY KEY (user_id, device_id, type, txn_id)
-);
+) WITHOUT ROWID;
 CREATE INDEX to_device_transactions_by_age ON to_device_transactions (created);
 
 CREATE TABLE backup_versions (
@@ -244,7 +244,7 @@ CREATE TABLE backup_versions (
     count     INTEGER NOT NULL DEFAULT 0,
     deleted   INTEGER NOT NULL DEFAULT 0,     -- the number is never used again
     PRIMARY KEY (user_id, version)
-);
+) WITHOUT ROWID;
 
 CREATE TABLE backup_keys (
     user_id       TEXT    NOT NULL,

@@ -13,25 +13,48 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod account_data;
+mod backups;
 mod cache;
+mod devices;
 mod error;
 mod events;
+mod key_pools;
+mod keys;
+mod media;
 mod meta;
+mod one_time_keys;
 mod pool;
+mod profiles;
 mod rooms;
 mod schema;
 mod server_keys;
+mod sessions;
 mod signing;
 mod states;
+mod to_device;
+mod users;
+mod value;
 mod view;
 
 pub use self::{
+    account_data::{AccountData, StoredPusher},
+    backups::{BackupChange, BackupKey, BackupState, BackupVersion},
+    devices::Device,
     error::{Error, Result},
     events::{Direction, StoredEvent, Transaction},
+    key_pools::{KeyClaim, PoolKey, RemoteKeys, Replaced},
+    keys::{CrossSigningKey, KeySignature, UserKeys},
+    media::{Completed, FileHash, Media, MediaContent, Thumbnail, ThumbnailKey},
     meta::Incarnation,
+    one_time_keys::{KeyUpload, OneTimeKey, Uploaded},
     pool::{Committed, Options, Read, Store, Write},
+    profiles::Profile,
     rooms::{Membership, Outcome, Placed, Room},
     server_keys::OwnKey,
+    sessions::{NewSession, NewTokens, Session, TokenHash},
     signing::{SignedBatch, Unsigned, UnsignedEvent},
+    to_device::{ToDeviceMessages, ToDeviceSend},
+    users::User,
     view::View,
 };

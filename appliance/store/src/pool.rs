@@ -61,6 +61,8 @@ pub struct Committed {
     pub users: BTreeSet<OwnedUserId>,
     /// Rooms with new local events that may need a signature.
     pub unsigned_rooms: BTreeSet<OwnedRoomId>,
+    /// Whether sessions ended or accounts were locked: what is remembered of access tokens must be forgotten.
+    pub sessions: bool,
     /// How many commands were committed together.
     pub commands: usize,
     /// How long the writer worked on them, the fsync included.
@@ -72,6 +74,7 @@ impl Committed {
         self.rooms.extend(other.rooms);
         self.users.extend(other.users);
         self.unsigned_rooms.extend(other.unsigned_rooms);
+        self.sessions |= other.sessions;
     }
 }
 
@@ -272,6 +275,11 @@ impl Write<'_> {
         if !self.changes.unsigned_rooms.contains(room_id) {
             self.changes.unsigned_rooms.insert(room_id.to_owned());
         }
+    }
+
+    /// Sessions ended or an account was locked or unlocked.
+    pub(crate) fn touch_sessions(&mut self) {
+        self.changes.sessions = true;
     }
 
     /// The Matrix server name of this box.

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 /// Plain SQL, in order. `user_version` of the file counts how many have run.
 const MIGRATIONS: &[M<'static>] = &[
     M::up(include_str!("../migrations/0001_meta.sql")),
+    M::up(include_str!("../migrations/0002_accounts.sql")),
     M::up(include_str!("../migrations/0003_rooms.sql")),
     M::up(include_str!("../migrations/0005_keys.sql")),
 ];

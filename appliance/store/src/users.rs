@@ -88,10 +88,8 @@ impl Write<'_> {
 
     /// Ends an account: no password, no devices, no keys, no private data. What it said in rooms stays.
     pub fn deactivate_user(&mut self, user_id: &UserId) -> Result<()> {
-        self.prepare(
-            "UPDATE users SET deactivated = 1, password_hash = NULL WHERE user_id = ?1",
-        )?
-        .execute([user_id.as_str()])?;
+        self.prepare("UPDATE users SET deactivated = 1, password_hash = NULL WHERE user_id = ?1")?
+            .execute([user_id.as_str()])?;
         self.delete_devices(user_id, None)?;
         self.delete_cross_signing(user_id)?;
         for sql in [
