@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How long begun requests may take once the box is to stop.
-const DRAIN: Duration = Duration::from_secs(20);
+const DRAIN: Duration = Duration::from_secs(10);
 /// How long blocking calls may take after that.
 const LAST_CALLS: Duration = Duration::from_secs(5);
 /// How often the certificate is looked at.
