@@ -141,8 +141,8 @@ impl Read<'_> {
     /// An event with its signatures, if it has one of its sender's server: the only form that may leave the box.
     pub fn signed(&self, event_id: &EventId) -> Result<Option<Signed>> {
         let Some(event) = self.event(event_id)? else { return Ok(None) };
-        let signatures = self.signatures(event_id)?;
-        Ok(Signed::reload(event.pdu, signatures))
+        let Some(nid) = self.event_nid(event_id)? else { return Ok(None) };
+        Ok(Signed::reload(event.pdu, self.signatures(nid)?))
     }
 
     /// An event of a room, as the rules see it.
@@ -178,22 +178,24 @@ impl Read<'_> {
         Ok(Some(known))
     }
 
-    fn signatures(&self, event_id: &EventId) -> Result<Signatures> {
-        let mut statement = self.prepare(
-            "SELECT s.server, s.key_id, s.signature FROM event_signatures s
-             JOIN events e ON e.nid = s.event WHERE e.event_id = ?1",
-        )?;
-        let mut rows = statement.query([event_id.as_str()])?;
+    /// The row of an event.
+    pub(crate) fn event_nid(&self, event_id: &EventId) -> Result<Option<i64>> {
+        Ok(self
+            .prepare("SELECT nid FROM events WHERE event_id = ?1")?
+            .query_row([event_id.as_str()], |row| row.get(0))
+            .optional()?)
+    }
+
+    /// The signatures of the event in a row.
+    pub(crate) fn signatures(&self, nid: i64) -> Result<Signatures> {
+        let mut statement = self
+            .prepare("SELECT server, key_id, signature FROM event_signatures WHERE event = ?1")?;
+        let mut rows = statement.query([nid])?;
         let mut signatures = Signatures::new();
         while let Some(row) = rows.next()? {
-            let server = row
-                .get::<_, String>(0)?
-                .try_into()
-                .map_err(|error| Error::corrupt("event_signatures", error))?;
-            let key_id = row
-                .get::<_, String>(1)?
-                .try_into()
-                .map_err(|error| Error::corrupt("event_signatures", error))?;
+            let damaged = |error| Error::corrupt("event_signatures", error);
+            let server = row.get::<_, String>(0)?.try_into().map_err(damaged)?;
+            let key_id = row.get::<_, String>(1)?.try_into().map_err(damaged)?;
             let signature = ruma::serde::Base64::new(row.get::<_, Vec<u8>>(2)?);
             signatures.entry(server).or_default().insert(key_id, signature);
         }
@@ -257,14 +259,6 @@ impl Write<'_> {
             new.pdu.json(),
         ])?;
         Ok(())
-    }
-
-    /// The row of an event.
-    pub(crate) fn event_nid(&self, event_id: &EventId) -> Result<Option<i64>> {
-        Ok(self
-            .prepare("SELECT nid FROM events WHERE event_id = ?1")?
-            .query_row([event_id.as_str()], |row| row.get(0))
-            .optional()?)
     }
 
     /// Keeps the signatures of an event.

@@ -24,6 +24,7 @@ mod keys;
 mod media;
 mod meta;
 mod one_time_keys;
+mod peers;
 mod pool;
 mod profiles;
 mod rooms;
@@ -48,6 +49,7 @@ pub use self::{
     media::{Completed, FileHash, Media, MediaContent, Thumbnail, ThumbnailKey},
     meta::Incarnation,
     one_time_keys::{KeyUpload, OneTimeKey, Uploaded},
+    peers::{Peer, Progress, Received, SharedRoom, Told, WaitingEvent},
     pool::{Committed, Options, Read, Store, Write},
     profiles::Profile,
     rooms::{Membership, Outcome, Placed, Room},

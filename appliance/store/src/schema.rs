@@ -11,6 +11,7 @@ const MIGRATIONS: &[M<'static>] = &[
     M::up(include_str!("../migrations/0002_accounts.sql")),
     M::up(include_str!("../migrations/0003_rooms.sql")),
     M::up(include_str!("../migrations/0005_keys.sql")),
+    M::up(include_str!("../migrations/0006_peers.sql")),
 ];
 
 /// Brings the database to the newest schema.
