@@ -25,7 +25,8 @@
 //!
 //! The root key is trusted because people compared its [`Fingerprint`]: [`Proposed::confirm`] is the only way from what
 //! came on a stick to a [`Card`]. A later card comes inside a bundle and is trusted because the same root signed it:
-//! [`Card::renew`]. Another root needs another meeting.
+//! [`Card::renew`]. Another root needs another meeting. A renewal with another incarnation says, in the name of the root key,
+//! that the box was restored from a backup.
 
 use std::fmt;
 
@@ -36,6 +37,7 @@ use crate::{
     cbor,
     cose::{self, KeyId, SignError},
     digest::Sha256,
+    event::{KeyDocument, KeyDocumentError},
     limits::{
         CARD_BYTES_MAX, CARD_KEYS_MAX, CARD_NAME_BYTES_MAX, CARD_ROOM_VERSIONS_MAX,
         KEY_DOCUMENT_BYTES_MAX,
@@ -46,14 +48,12 @@ use crate::{
 
 mod fingerprint;
 mod keys;
-mod server_keys;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod words;
 
 pub use fingerprint::{Fingerprint, Mismatch};
 pub use keys::{CourierKey, EncryptionKey, EncryptionSuite};
-pub use server_keys::{InvalidServerKeys, verify_server_keys};
 
 /// The version of cards that this program writes and reads.
 pub const VERSION: u32 = 1;
@@ -184,7 +184,7 @@ pub enum CardError {
     Unsound(&'static str),
     /// The Matrix key document inside is not one of this server.
     #[error("the card's Matrix keys are not sound: ask the peer for a new one")]
-    ServerKeys(#[source] InvalidServerKeys),
+    ServerKeys(#[source] Option<KeyDocumentError>),
     /// Its time has not come.
     #[error("the card is not valid yet: compare the clocks of both boxes")]
     NotYetValid {
@@ -391,7 +391,10 @@ impl Content {
         if let Some((_, what)) = sound.into_iter().find(|(holds, _)| !holds) {
             return Err(CardError::Unsound(what));
         }
-        verify_server_keys(&self.server_keys, &self.server_name).map_err(CardError::ServerKeys)
+        let json = str::from_utf8(&self.server_keys).map_err(|_| CardError::ServerKeys(None))?;
+        KeyDocument::verify(json, &self.server_name, self.not_before)
+            .map(drop)
+            .map_err(|error| CardError::ServerKeys(Some(error)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Signed envelopes: COSE_Sign1 (RFC 9052, section 4.2) with one accepted form.
 //!
 //! The protected header holds the algorithm and the id of the key, nothing else; the unprotected header is empty. What
-//! kind of document it is stands in `external_aad` ([`sign::context`](crate::sign::context)): a signature over one kind
+//! kind of document it is stands in `external_aad` ([`sign::context`]): a signature over one kind
 //! is never one over another. An envelope is rebuilt from what was read and compared with the bytes, so that there is
 //! no second encoding of it.
 

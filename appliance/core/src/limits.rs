@@ -94,6 +94,30 @@ pub const CARD_NAME_BYTES_MAX: usize = 255;
 pub const CARD_KEYS_MAX: usize = 16;
 /// Room versions on a card.
 pub const CARD_ROOM_VERSIONS_MAX: usize = 32;
+
+// --- Bundles (`bundle`) ---
+
+/// Bytes of the signed header of a bundle: two server names and a dozen short fields.
+pub const BUNDLE_HEADER_BYTES_MAX: usize = 4 * 1024;
+/// Bytes of a manifest: the frontiers of tens of thousands of rooms fit.
+pub const BUNDLE_MANIFEST_BYTES_MAX: usize = 16 << 20;
+/// Sections of a bundle: one per room and a few more.
+pub const BUNDLE_SECTIONS_MAX: usize = 65_536;
+/// Bytes that one byte of a compressed section may become.
+pub const BUNDLE_RATIO_MAX: u64 = 50;
+/// Logarithm of the bytes of zstd's window: 8 MiB.
+pub const BUNDLE_WINDOW_LOG_MAX: u32 = 23;
+/// Bytes of the shortest record: its length and one byte.
+pub const BUNDLE_RECORD_BYTES_MIN: u64 = 5;
+/// Milliseconds between the making of a bundle and its expiry.
+pub const BUNDLE_LIFETIME_MS_MAX: u64 = 180 * 24 * 60 * 60 * 1000;
+/// Bytes of a record that has no smaller bound.
+pub const RECORD_BYTES_MAX: usize = 1 << 20;
+/// Bytes of the messages in one to-device record (as of an EDU).
+pub const TO_DEVICE_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of one part of a media file.
+pub const MEDIA_PART_BYTES_MAX: usize = 1 << 20;
+
 // --- Accounts and end-to-end encryption ---
 
 /// Bytes of the identity keys of a device or of a cross-signing key, its signatures included.

@@ -74,6 +74,17 @@ fn content() -> Content {
     }
 }
 
+/// A confirmed card of a server, changed from the usual one.
+pub(crate) fn card_of(server: &str, change: impl FnOnce(&mut Content)) -> Card {
+    let mut content = Content {
+        server_name: server.try_into().unwrap(),
+        server_keys: server_keys(server),
+        ..content()
+    };
+    change(&mut content);
+    Card::stored(&sign(&content).unwrap()).unwrap()
+}
+
 fn sign(content: &Content) -> Result<Vec<u8>, SealError<Infallible>> {
     sign_as(content, 1)
 }

@@ -1,0 +1,187 @@
+//! HPKE (RFC 9180) in base mode, with DHKEM(P-256, HKDF-SHA256) and HKDF-SHA256, as far as bundles need it: the
+//! recipient's Diffie-Hellman is a parameter because its private key is in a token, and keys are exported (section 5.3)
+//! rather than used through the one-message interface.
+
+use p256::{PublicKey, SecretKey, elliptic_curve::sec1::ToSec1Point as _};
+use ring::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
+use zeroize::Zeroizing;
+
+/// Bytes of an uncompressed point of P-256.
+pub(super) const POINT_BYTES: usize = 65;
+
+const KEM_P256_HKDF_SHA256: u16 = 0x0010;
+const KDF_HKDF_SHA256: u16 = 0x0001;
+const AEAD_AES_256_GCM: u16 = 0x0002;
+
+/// The bytes are not a point of P-256, or nothing can be derived from them.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct InvalidPoint;
+
+/// What sender and recipient of one bundle share, before it is bound to a header.
+pub(super) struct SharedSecret(Zeroizing<[u8; 32]>);
+
+/// The sender's side (`Encap`): makes an ephemeral key of 32 random bytes (`DeriveKeyPair`), gives its public half.
+pub(super) fn encapsulate(
+    recipient: &[u8],
+    randomness: &[u8; 32],
+) -> Result<([u8; POINT_BYTES], SharedSecret), InvalidPoint> {
+    let recipient_key = PublicKey::from_sec1_bytes(recipient).map_err(|_| InvalidPoint)?;
+    let ephemeral = derive_key(randomness)?;
+    let enc = ephemeral.public_key().to_sec1_point(false);
+    let enc = enc.as_bytes().try_into().map_err(|_| InvalidPoint)?;
+    let dh = ephemeral.diffie_hellman(&recipient_key);
+    Ok((enc, SharedSecret::new(dh.raw_secret_bytes(), &enc, recipient)))
+}
+
+/// Whether bytes are an uncompressed point of the curve. A token is never given anything else: its answers about
+/// points of other curves can give its key away.
+pub(super) fn is_point(bytes: &[u8]) -> bool {
+    bytes.len() == POINT_BYTES && PublicKey::from_sec1_bytes(bytes).is_ok()
+}
+
+impl SharedSecret {
+    /// `ExtractAndExpand` of section 4.1: the x-coordinate of the agreed point, bound to both public keys.
+    pub(super) fn new(dh: &[u8], enc: &[u8; POINT_BYTES], recipient: &[u8]) -> Self {
+        let suite = Suite::kem();
+        let prk = suite.extract(&[], b"eae_prk", dh);
+        Self(suite.expand(&prk, b"shared_secret", &[enc, recipient]))
+    }
+
+    /// A key for a purpose, bound to `info`: `KeySchedule` in base mode, then `Context.Export`.
+    pub(super) fn export(&self, info: &[u8], purpose: &[u8]) -> Zeroizing<[u8; 32]> {
+        self.export_for(AEAD_AES_256_GCM, info, purpose)
+    }
+
+    fn export_for(&self, aead: u16, info: &[u8], purpose: &[u8]) -> Zeroizing<[u8; 32]> {
+        let exporter = self.exporter_secret(aead, info);
+        let exporter = Prk::new_less_safe(HKDF_SHA256, exporter.as_slice());
+        Suite::hpke(aead).expand(&exporter, b"sec", &[purpose])
+    }
+
+    fn exporter_secret(&self, aead: u16, info: &[u8]) -> Zeroizing<[u8; 32]> {
+        let suite = Suite::hpke(aead);
+        // Base mode (0) has no pre-shared key.
+        let psk_id_hash = suite.extract_bytes(b"psk_id_hash", b"");
+        let info_hash = suite.extract_bytes(b"info_hash", info);
+        let secret = suite.extract(self.0.as_slice(), b"secret", b"");
+        suite.expand(&secret, b"exp", &[&[0], &psk_id_hash, &info_hash])
+    }
+}
+
+/// `DeriveKeyPair` of section 7.1.3: tries candidates until one is a scalar of the group; the first nearly always is.
+fn derive_key(randomness: &[u8; 32]) -> Result<SecretKey, InvalidPoint> {
+    let suite = Suite::kem();
+    let prk = suite.extract(&[], b"dkp_prk", randomness);
+    (0..=u8::MAX)
+        .find_map(|counter| {
+            let candidate = suite.expand(&prk, b"candidate", &[&[counter]]);
+            SecretKey::from_slice(candidate.as_slice()).ok()
+        })
+        .ok_or(InvalidPoint)
+}
+
+/// `suite_id`: separates what is derived for one suite from the others.
+struct Suite(Vec<u8>);
+
+impl Suite {
+    fn kem() -> Self {
+        Self([b"KEM".as_slice(), &KEM_P256_HKDF_SHA256.to_be_bytes()].concat())
+    }
+
+    fn hpke(aead: u16) -> Self {
+        let [kem, kdf, aead] = [KEM_P256_HKDF_SHA256, KDF_HKDF_SHA256, aead].map(u16::to_be_bytes);
+        Self([b"HPKE".as_slice(), &kem, &kdf, &aead].concat())
+    }
+
+    /// `LabeledExtract`.
+    fn extract(&self, salt: &[u8], label: &[u8], key: &[u8]) -> Prk {
+        let input = Zeroizing::new([b"HPKE-v1".as_slice(), &self.0, label, key].concat());
+        Salt::new(HKDF_SHA256, salt).extract(&input)
+    }
+
+    /// `LabeledExtract`, where its output is not a key but part of a context: HKDF-Extract is HMAC.
+    fn extract_bytes(&self, label: &[u8], input: &[u8]) -> Vec<u8> {
+        let salt = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"");
+        let input = [b"HPKE-v1".as_slice(), &self.0, label, input].concat();
+        ring::hmac::sign(&salt, &input).as_ref().to_vec()
+    }
+
+    /// `LabeledExpand` to 32 bytes, with the parts of `info` one after the other.
+    fn expand(&self, prk: &Prk, label: &[u8], info: &[&[u8]]) -> Zeroizing<[u8; 32]> {
+        let mut parts = vec![[0, 32].as_slice(), b"HPKE-v1", &self.0, label];
+        parts.extend_from_slice(info);
+        let mut key = Zeroizing::new([0; 32]);
+        // HKDF cannot fail for 32 bytes; if it did, the key would be one that opens nothing.
+        let filled = prk.expand(&parts, Length).and_then(|okm| okm.fill(key.as_mut_slice()));
+        debug_assert!(filled.is_ok());
+        key
+    }
+}
+
+struct Length;
+
+impl KeyType for Length {
+    fn len(&self) -> usize {
+        32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 9180, appendix A.3.1: the same KEM and KDF, with AES-128-GCM (1).
+    const IKM_E: &str = "4270e54ffd08d79d5928020af4686d8f6b7d35dbe470265f1f5aa22816ce860e";
+    const PK_E: &str = "04a92719c6195d5085104f469a8b9814d5838ff72b60501e2c4466e5e67b325ac98536d7b61a1af4b78e5b7f951c0900be863c403ce65c9bfcb9382657222d18c4";
+    const SK_R: &str = "f3ce7fdae57e1a310d87f1ebbde6f328be0a99cdbcadf4d6589cf29de4b8ffd2";
+    const PK_R: &str = "04fe8c19ce0905191ebc298a9245792531f26f0cece2460639e8bc39cb7f706a826a779b4cf969b8a0e539c7f62fb3d30ad6aa8f80e30f1d128aafd68a2ce72ea0";
+    const SHARED: &str = "c0d26aeab536609a572b07695d933b589dcf363ff9d93c93adea537aeabb8cb8";
+    const INFO: &[u8] = b"Ode on a Grecian Urn";
+    const EXPORTER: &str = "14ad94af484a7ad3ef40e9f3be99ecc6fa9036df9d4920548424df127ee0d99f";
+    const EXPORT_EMPTY: &str = "5e9bc3d236e1911d95e65b576a8a86d478fb827e8bdfe77b741b289890490d4d";
+
+    fn bytes<const N: usize>(hex: &str) -> [u8; N] {
+        std::array::from_fn(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap())
+    }
+
+    #[test]
+    fn published_vector() {
+        let recipient: [u8; POINT_BYTES] = bytes(PK_R);
+        let (enc, sender) = encapsulate(&recipient, &bytes(IKM_E)).unwrap();
+        assert_eq!(enc, bytes(PK_E));
+        assert_eq!(*sender.0, bytes(SHARED));
+
+        let private = SecretKey::from_slice(&bytes::<32>(SK_R)).unwrap();
+        let dh = private.diffie_hellman(&PublicKey::from_sec1_bytes(&enc).unwrap());
+        let receiver = SharedSecret::new(dh.raw_secret_bytes(), &enc, &recipient);
+        assert_eq!(receiver.0, sender.0);
+        assert_eq!(*receiver.exporter_secret(1, INFO), bytes(EXPORTER));
+        assert_eq!(*receiver.export_for(1, INFO, b""), bytes(EXPORT_EMPTY));
+    }
+
+    #[test]
+    fn keys_differ_by_purpose_info_and_suite() {
+        let (_, secret) = encapsulate(&bytes::<65>(PK_R), &[1; 32]).unwrap();
+        let keys = [
+            secret.export(b"a", b"x"),
+            secret.export(b"a", b"y"),
+            secret.export(b"b", b"x"),
+            secret.export_for(1, b"a", b"x"),
+        ];
+        for (at, key) in keys.iter().enumerate() {
+            assert!(keys.iter().skip(at + 1).all(|other| other != key));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_point_is_refused() {
+        let good: [u8; POINT_BYTES] = bytes(PK_R);
+        let mut off_the_curve = good;
+        off_the_curve[64] ^= 1;
+        assert!(is_point(&good));
+        for bad in [&off_the_curve[..], &good[..64], &[0], &[4; 65], &[]] {
+            assert!(!is_point(bad));
+            assert!(encapsulate(bad, &[1; 32]).is_err());
+        }
+    }
+}
