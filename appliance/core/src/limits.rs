@@ -99,10 +99,10 @@ pub const CARD_ROOM_VERSIONS_MAX: usize = 32;
 
 /// Bytes of the signed header of a bundle: two server names and a dozen short fields.
 pub const BUNDLE_HEADER_BYTES_MAX: usize = 4 * 1024;
-/// Bytes of a manifest: the frontiers of tens of thousands of rooms fit.
-pub const BUNDLE_MANIFEST_BYTES_MAX: usize = 16 << 20;
+/// Bytes of a manifest: the frontiers of tens of thousands of rooms fit. Decoded it takes some 25 times as much.
+pub const BUNDLE_MANIFEST_BYTES_MAX: usize = 4 << 20;
 /// Sections of a bundle: one per room and a few more.
-pub const BUNDLE_SECTIONS_MAX: usize = 65_536;
+pub const BUNDLE_SECTIONS_MAX: usize = 16_384;
 /// Bytes that one byte of a compressed section may become.
 pub const BUNDLE_RATIO_MAX: u64 = 50;
 /// Logarithm of the bytes of zstd's window: 8 MiB.
