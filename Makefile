@@ -12,6 +12,7 @@ TOKEN ?= software
 NEXTEST := $(shell command -v cargo-nextest >/dev/null && echo yes)
 NEXTEST_PROFILE := $(if $(CI),ci,default)
 
+# Always the whole workspace: with fewer packages, cargo chooses other features for shared dependencies and compiles them again.
 # The programs under test are up to date when this is set; see tests/src/repository.rs.
 BUILT := SALLYPORT_BUILT=1
 
@@ -26,19 +27,19 @@ help: ## Show this list
 .PHONY: run
 run: ## Start a development enclave with Matrix over HTTPS on this machine (TOKEN=softhsm for SoftHSM2)
 	@.ci/need build $(if $(filter softhsm,$(TOKEN)),token)
-	$(CARGO) build --locked --bins -p sallyport -p sallyport-provisioning -p sallyport-e2e
+	$(CARGO) build --locked --workspace --bins
 	@$(BUILT) TOKEN=$(TOKEN) exec target/debug/dev-enclave
 
 .PHONY: demo
 demo: ## Two enclaves without a common network hold an encrypted conversation; prints the transcript
 	@.ci/need build token clients demo
-	$(CARGO) build --locked --bins -p sallyport -p sallyport-provisioning -p sallyport-e2e
+	$(CARGO) build --locked --workspace --bins
 	@$(BUILT) target/debug/demo
 
 .PHONY: bench
 bench: ## Measure speed and size with an optimised build
 	@.ci/need build
-	$(CARGO) build --locked --release --bins -p sallyport -p sallyport-provisioning -p sallyport-e2e
+	$(CARGO) build --locked --release --workspace --bins
 	@$(BUILT) target/release/bench
 
 
@@ -61,26 +62,25 @@ build: ## Compile everything, tests included
 .PHONY: unit
 unit: ## Run the tests of the packages, fuzz seeds included
 ifeq ($(NEXTEST),yes)
-	$(CARGO) nextest run --locked --profile $(NEXTEST_PROFILE) --workspace --exclude sallyport-e2e
+	$(CARGO) nextest run --locked --profile $(NEXTEST_PROFILE) --workspace -E 'not package(sallyport-e2e)'
 else
-	$(CARGO) test --locked --workspace --exclude sallyport-e2e
+	$(CARGO) test --locked --workspace --lib --test it --test smoke
 endif
 	$(CARGO) test --locked --workspace --doc
-	@$(MAKE) --no-print-directory fuzz-smoke
 
 .PHONY: e2e
 e2e: ## Run the whole-system tests with real clients and a real token
 	@.ci/need build token clients demo
-	$(CARGO) build --locked --bins -p sallyport -p sallyport-provisioning
+	$(CARGO) build --locked --workspace --bins
 ifeq ($(NEXTEST),yes)
-	$(BUILT) $(CARGO) nextest run --locked --profile $(NEXTEST_PROFILE) -p sallyport-e2e
+	$(BUILT) $(CARGO) nextest run --locked --profile $(NEXTEST_PROFILE) --workspace -E 'package(sallyport-e2e)'
 else
-	$(BUILT) $(CARGO) test --locked -p sallyport-e2e
+	$(BUILT) $(CARGO) test --locked --workspace --test e2e
 endif
 
 .PHONY: fuzz-smoke
 fuzz-smoke: ## Run every fuzz target over its seeds and their mutations, without a fuzzer
-	$(CARGO) test --manifest-path tests/fuzz/Cargo.toml --target-dir target/fuzz-smoke --locked
+	$(CARGO) test --locked --workspace --test smoke
 
 .PHONY: check
 check: fmt-check lint tidy deny doc ## Formatting, lints, tidiness, dependencies and documentation
@@ -99,7 +99,7 @@ lint:
 
 .PHONY: tidy
 tidy:
-	$(CARGO) test --locked --quiet -p sallyport-e2e --test e2e -- tidy:: dependencies::
+	$(CARGO) test --locked --quiet --workspace --test e2e -- tidy:: dependencies::
 
 .PHONY: deny
 deny: ## Check licences, bans, sources and advisories of the dependencies

@@ -18,6 +18,7 @@ const OUR_RULE: &[(&str, &[&str])] = &[
     ("sallyport", &["sallyport-core", "sallyport-store", "sallyport-hsm"]),
     ("sallyport-provisioning", &["sallyport-core", "sallyport-hsm"]),
     ("sallyport-e2e", &[]),
+    ("sallyport-fuzz-targets", &["sallyport-core", "sallyport"]),
 ];
 
 /// Packages that touch the world. None of them may be under `sallyport-core`, however deep.

@@ -1,6 +1,6 @@
 //! Whole-system tests: the real binaries, real clients and real tokens, and the rules that hold the repository together.
 
-#[cfg(test)]
+#![cfg(test)]
+
 mod dependencies;
-#[cfg(test)]
 mod tidy;

@@ -83,7 +83,9 @@ fn every_source_file_says_what_it_is_for() {
 
 #[test]
 fn no_source_file_is_longer_than_a_reader_can_hold() {
-    report("has too many lines of code; is there a seam?", &rust_files(), |text| {
+    let mut files = rust_files();
+    files.retain(|path| name_of(path) != "tests.rs");
+    report("has too many lines of code; is there a seam?", &files, |text| {
         let code = code_of(text).lines().count();
         if code > CODE_LINES_MAX { vec![code] } else { Vec::new() }
     });
@@ -113,11 +115,24 @@ fn no_file_names_a_place_of_one_machine() {
     report("names a path of one machine", &files, |text| lines_holding(text, MACHINE_PATHS));
 }
 
+/// Each file beside the folder of an integration test would be one more program to link.
+#[test]
+fn a_package_has_one_integration_test() {
+    let manifests = files_with_extension(&["toml"]);
+    let packages = manifests.iter().filter(|path| name_of(path) == "Cargo.toml");
+    let folders = packages.map(|path| path.with_file_name("tests")).filter(|path| path.is_dir());
+    let strangers: Vec<PathBuf> =
+        folders.flat_map(|folder| children(&folder)).filter(|path| path.is_file()).collect();
+    let strangers: Vec<&PathBuf> =
+        strangers.iter().filter(|path| path.extension().is_some_and(|e| e == "rs")).collect();
+    assert!(strangers.is_empty(), "belongs into tests/it/: {strangers:?}");
+}
+
 #[test]
 fn core_is_pure() {
     let core = repository::root().join("appliance/core/src");
-    let files: Vec<PathBuf> =
-        rust_files().into_iter().filter(|path| path.starts_with(&core)).collect();
+    let mut files = rust_files();
+    files.retain(|path| path.starts_with(&core) && name_of(path) != "tests.rs");
     assert!(!files.is_empty(), "no sources under {}", core.display());
     report("names a clock, randomness or input/output", &files, |text| {
         lines_holding(code_of(text), FORBIDDEN_IN_CORE)

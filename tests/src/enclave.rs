@@ -107,47 +107,57 @@ impl Plan {
         self.folder.join("sallyport.toml")
     }
 
+    /// The certificate of the enclave's own authority, which clients must trust.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
+        self.data().join("ca.pem")
+    }
+
     /// Where the box keeps its data.
     #[must_use]
     pub fn data(&self) -> PathBuf {
         self.folder.join("data")
     }
 
-    fn text(&self, softhsm: Option<&SoftHsm>) -> String {
-        let token = match (self.token, softhsm) {
-            (Token::Software { delay_ms }, _) => software_token(delay_ms),
-            (Token::SoftHsm, _) => pkcs11_token(&self.folder, &self.name),
+    fn text(&self) -> String {
+        let token = match self.token {
+            Token::Software { delay_ms } => {
+                let path = self.folder.join("keys");
+                format!("kind = \"software\"\npath = \"{}\"\ndelay_ms = {delay_ms}", path.display())
+            }
+            Token::SoftHsm => format!(
+                "kind = \"pkcs11\"\nmodule = \"{}\"\ntoken_label = \"{}\"\npin_file = \"{}\"",
+                crate::softhsm::MODULE,
+                self.name,
+                self.pin_file().display(),
+            ),
         };
         format!(
             "server_name = \"{}\"\n\
              public_url = \"{}\"\n\
-             data_dir = \"{}\"\n\n\
+             data_dir = \"{}\"\n\
+             allow_software_keys = {}\n\n\
              [[listeners]]\naddress = \"{}\"\napis = [\"client\", \"activate\"]\ntls = true\n\n\
              [[listeners]]\naddress = \"{}\"\napis = [\"client\", \"activate\", \"metrics\"]\ntls = false\n\n\
+             [tls]\nnames = [\"{}\"]\n\n\
              [admin]\nsocket = \"{}\"\n\n\
-             [registration]\nmode = \"{}\"\n\n{token}",
+             [registration]\nmode = \"{}\"\n\n\
+             [token]\n{token}\n",
             self.server_name(),
             self.url(),
             self.data().display(),
+            matches!(self.token, Token::Software { .. }),
             self.address,
             self.plain(),
+            self.address.ip(),
             self.admin_socket().display(),
             self.registration,
         )
     }
-}
 
-fn software_token(delay_ms: u64) -> String {
-    format!("[token]\nkind = \"software\"\nallow_software = true\ndelay_ms = {delay_ms}\n")
-}
-
-fn pkcs11_token(folder: &Path, label: &str) -> String {
-    let pin = folder.join("token.pin");
-    format!(
-        "[token]\nkind = \"pkcs11\"\nmodule = \"{}\"\nlabel = \"{label}\"\npin_file = \"{}\"\n",
-        crate::softhsm::MODULE,
-        pin.display()
-    )
+    fn pin_file(&self) -> PathBuf {
+        self.folder.join("token.pin")
+    }
 }
 
 impl Enclave {
@@ -159,12 +169,12 @@ impl Enclave {
         fs::create_dir_all(plan.data())?;
         let softhsm = match plan.token {
             Token::SoftHsm => {
-                fs::write(plan.folder.join("token.pin"), PIN)?;
+                fs::write(plan.pin_file(), PIN)?;
                 Some(SoftHsm::create(&plan.folder.join("softhsm"), &plan.name, PIN)?)
             }
             Token::Software { .. } => None,
         };
-        fs::write(plan.configuration(), plan.text(softhsm.as_ref()))?;
+        fs::write(plan.configuration(), plan.text())?;
         Ok(Self { plan, place, softhsm, running: None })
     }
 

@@ -63,8 +63,7 @@ fn build() -> Result<()> {
     }
     let folder = folder()?;
     let mut command = Command::new(cargo());
-    command.current_dir(root()).args(["build", "--quiet", "--bins"]);
-    command.args(["-p", "sallyport", "-p", "sallyport-provisioning"]);
+    command.current_dir(root()).args(["build", "--quiet", "--workspace", "--bins"]);
     if folder.ends_with("release") {
         command.arg("--release");
     }
