@@ -1,1 +1,23 @@
-fn main() {}
+//! `sallyctl`: what an administrator does for a box, from rosters to key ceremonies.
+
+mod cli;
+mod client;
+mod command;
+mod files;
+mod output;
+mod terminal;
+
+use std::{io::Write as _, process::ExitCode};
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    match cli::Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Without stderr there is nobody to tell.
+            let _ = writeln!(std::io::stderr(), "sallyctl: {error:#}");
+            cli::exit_code(&error)
+        }
+    }
+}

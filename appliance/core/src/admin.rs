@@ -10,7 +10,7 @@
 //! | `POST` [`path::ROSTER`] | signed roster | [`RosterImported`] |
 //! | `POST` [`path::ACTIVATION_CODES`] | [`CodesRequest`] | [`IssuedCode`] list |
 //! | `GET` [`path::AUDIT`]`?after=ID` | | [`AuditPage`] |
-//! | `GET` [`path::CARD_REQUEST`] | | request for a card, to be signed by the enclave root |
+//! | `GET` [`path::CARD_REQUEST`] | | [`CardRequest`], to be signed by the enclave root |
 //! | `GET`, `PUT` [`path::CARD`] | `PUT`: own card | `GET`: own card, `PUT`: [`Peer`] |
 //! | `GET` [`path::PEERS`] | | [`Peer`] list |
 //! | `POST` [`path::PEERS`] with [`FINGERPRINT`] | the peer's card | [`Peer`] |
@@ -23,11 +23,13 @@
 //! Whatever is not a success has an [`ErrorBody`].
 
 mod approval;
+mod card_request;
 
 use ruma::OwnedServerName;
 use serde::{Deserialize, Serialize};
 
 pub use approval::{Approval, Consent, NotApproved};
+pub use card_request::{CardRequest, CardTerms, NotARequest};
 
 use crate::{
     audit::{Row, Tip},
@@ -273,6 +275,8 @@ pub struct BundleImported {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum TokenStatus {
+    /// None is configured: nothing leaves the box.
+    None,
     /// Being opened for the first time.
     Starting,
     /// Open: the box signs.

@@ -1,0 +1,125 @@
+//! The command line: what the user typed, before anything is done.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    client::{self, Box as TheBox},
+    command::{audit, bundle, card, ceremony, codes, peer, roster, status, stick, token},
+    output::Output,
+    terminal,
+};
+
+const AFTER_HELP: &str = "\
+A first day, step by step:
+  sallyctl ceremony init-root     make the enclave's root key (offline, two people)
+  sallyctl ceremony officer-key   make a key for each officer who signs rosters
+  sallyctl roster make|sign       turn the personnel office's list into a signed roster
+  sallyctl roster dry-run|import  see what it changes, then do it
+  sallyctl codes print            print the slips with the activation codes
+
+Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 the box does not answer,
+4 a second person must approve, 5 the audit log was tampered with.";
+
+/// Administer a Sallyport box: rosters, pairing cards, bundles, key ceremonies.
+#[derive(Parser)]
+#[command(name = "sallyctl", version, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Common {
+    /// The box's administration socket.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "SALLYPORT_ADMIN_SOCKET",
+        default_value = "/run/sallyport/admin.sock"
+    )]
+    socket: PathBuf,
+    /// Your name in the audit log; the name of your user account if you do not give one.
+    #[arg(long, global = true, value_name = "NAME", env = "SALLYPORT_ACTOR")]
+    actor: Option<String>,
+    /// Print JSON, for scripts.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show how the box is.
+    Status,
+    /// Make, sign, check and import rosters: the lists of accounts.
+    #[command(subcommand)]
+    Roster(roster::Command),
+    /// Print or renew activation codes, with which people take over their accounts.
+    #[command(subcommand)]
+    Codes(codes::Command),
+    /// Put files on a USB stick, or take them from one.
+    #[command(subcommand)]
+    Stick(stick::Command),
+    /// Make keys, and sign with the enclave root.
+    #[command(subcommand)]
+    Ceremony(ceremony::Command),
+    /// Look at pairing cards, and exchange this box's own with the enclave root.
+    #[command(subcommand)]
+    Card(card::Command),
+    /// Pair with another enclave, and list those paired.
+    #[command(subcommand)]
+    Peer(peer::Command),
+    /// Export and import bundles: what enclaves send each other on sticks.
+    #[command(subcommand)]
+    Bundle(bundle::Command),
+    /// Verify the audit log.
+    #[command(subcommand)]
+    Audit(audit::Command),
+    /// Look after the token that holds the box's keys.
+    #[command(subcommand)]
+    Token(token::Command),
+}
+
+impl Cli {
+    /// Does what the command line says.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let Common { socket, actor, json } = self.common;
+        let actor = match actor {
+            Some(actor) => actor,
+            None => terminal::user_name()?,
+        };
+        let the_box = TheBox::new(socket, actor);
+        let out = Output::new(json);
+        match self.command {
+            Command::Status => status::run(&the_box, &out),
+            Command::Roster(command) => command.run(&the_box, &out),
+            Command::Codes(command) => command.run(&the_box, &out),
+            Command::Stick(command) => command.run(&the_box, &out),
+            Command::Ceremony(command) => command.run(&out),
+            Command::Card(command) => command.run(&the_box, &out),
+            Command::Peer(command) => command.run(&the_box, &out),
+            Command::Bundle(command) => command.run(&the_box, &out),
+            Command::Audit(command) => command.run(&the_box, &out),
+            Command::Token(command) => command.run(&the_box, &out),
+        }
+    }
+}
+
+/// The exit code that tells a script what kind of failure it was.
+pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let code = error.chain().find_map(|cause| {
+        if cause.is::<sallyport_core::audit::Broken>() {
+            return Some(5);
+        }
+        cause.downcast_ref::<client::Error>().and_then(|error| match error {
+            client::Error::Unreachable { .. } => Some(3),
+            client::Error::NeedsApproval(_) => Some(4),
+            client::Error::Refused(_) | client::Error::Broken(_) => None,
+        })
+    });
+    ExitCode::from(code.unwrap_or(1))
+}

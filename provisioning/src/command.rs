@@ -1,0 +1,13 @@
+//! One file per group of commands.
+
+pub(crate) mod audit;
+pub(crate) mod bundle;
+pub(crate) mod card;
+pub(crate) mod ceremony;
+pub(crate) mod codes;
+pub(crate) mod peer;
+pub(crate) mod roster;
+pub(crate) mod signer;
+pub(crate) mod status;
+pub(crate) mod stick;
+pub(crate) mod token;

@@ -1,0 +1,52 @@
+//! `sallyctl status`: how the box is.
+
+use sallyport_core::admin::{Status, TokenStatus, path};
+
+use crate::{
+    client::Box as TheBox,
+    output::{self, Output},
+};
+
+pub(crate) fn run(the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
+    let status: Status = the_box.ask(path::STATUS)?;
+    out.show(&status, text)
+}
+
+fn text(status: &Status) -> String {
+    let accounts = status.accounts;
+    let roster = status.roster.as_ref().map_or_else(
+        || "none imported yet".to_owned(),
+        |roster| format!("{}, imported {}", roster.serial, output::time(roster.imported_at)),
+    );
+    let audit = if status.audit.id == 0 {
+        "empty".to_owned()
+    } else {
+        format!("row {}, hash {}", status.audit.id, status.audit.hash)
+    };
+    output::pairs(&[
+        ("enclave", status.server_name.to_string()),
+        ("version", status.version.clone()),
+        ("clock", output::time(status.now)),
+        (
+            "accounts",
+            format!(
+                "{} active, {} locked, {} not activated yet",
+                accounts.active, accounts.locked, accounts.waiting
+            ),
+        ),
+        ("roster", roster),
+        ("token", token_text(&status.token)),
+        ("audit log", audit),
+    ])
+}
+
+/// How the token is, in one line.
+pub(super) fn token_text(token: &TokenStatus) -> String {
+    match token {
+        TokenStatus::None => "none configured: nothing leaves this box".to_owned(),
+        TokenStatus::Starting => "being opened".to_owned(),
+        TokenStatus::Ready => "ready".to_owned(),
+        TokenStatus::Locked { why } => format!("LOCKED: {why}"),
+        TokenStatus::Absent { why, attempts } => format!("ABSENT, tried {attempts} times: {why}"),
+    }
+}

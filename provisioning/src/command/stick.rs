@@ -1,0 +1,343 @@
+//! `sallyctl stick`: files on a USB stick.
+//!
+//! A stick holds a folder `SALLYPORT` with `ROSTER`, `CARDS` and `BUNDLES`. Names on a stick are chosen by this program
+//! from the content, and only such names are looked at: nothing that a stranger wrote there is ever used as a path.
+//! Only regular files of bounded size are read, and never through a link.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _, Seek as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::{Args, Subcommand};
+use http::Method;
+use sallyport_core::{
+    admin::{RosterImported, Status, path},
+    card::Card,
+    digest::Sha256,
+    limits::{CARD_BYTES_MAX, ROSTER_BYTES_MAX},
+    roster::signed::RosterFile,
+};
+use serde::Serialize;
+
+use super::{bundle, roster};
+use crate::{
+    client::Box as TheBox,
+    files,
+    output::{self, Output},
+};
+
+const FOLDER: &str = "SALLYPORT";
+/// Files that are looked at in a folder of a stick.
+const FILES_MAX: usize = 1000;
+/// Bytes of a file from which its name is made: the header of a bundle, which is unique, lies in them.
+const NAMING_BYTES: u64 = 64 * 1024;
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Put files on a stick.
+    Write(WriteArgs),
+    /// List what is on a stick.
+    List {
+        /// Where the stick is mounted.
+        stick: PathBuf,
+    },
+    /// Import the rosters and bundles of a stick. Pairing cards are only listed: they need a fingerprint, see `peer add`.
+    Import {
+        /// Where the stick is mounted.
+        stick: PathBuf,
+        /// Folder for the activation codes of new accounts; not on the stick.
+        #[arg(long, value_name = "FOLDER")]
+        codes: PathBuf,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct WriteArgs {
+    /// Where the stick is mounted.
+    stick: PathBuf,
+    /// A signed roster; may be given several times, like the others.
+    #[arg(long, value_name = "FILE")]
+    roster: Vec<PathBuf>,
+    /// A pairing card.
+    #[arg(long, value_name = "FILE")]
+    card: Vec<PathBuf>,
+    /// A bundle.
+    #[arg(long, value_name = "FILE")]
+    bundle: Vec<PathBuf>,
+}
+
+impl Command {
+    pub(crate) fn run(self, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
+        match self {
+            Self::Write(args) => write(&args, out),
+            Self::List { stick } => {
+                let found = all(&stick)?;
+                out.show(&found, |found| table(found))
+            }
+            Self::Import { stick, codes } => import(&stick, &codes, the_box, out),
+        }
+    }
+}
+
+/// The kinds of files on a stick.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Roster,
+    Card,
+    Bundle,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Roster, Self::Card, Self::Bundle];
+
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Roster => "ROSTER",
+            Self::Card => "CARDS",
+            Self::Bundle => "BUNDLES",
+        }
+    }
+
+    fn prefix_and_extension(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Roster => ("SNR-", ".snr"),
+            Self::Card => ("SNC-", ".snc"),
+            Self::Bundle => ("SNB-", ".snb"),
+        }
+    }
+
+    /// `SNB-` and its like, 16 hexadecimal digits, and the extension.
+    fn has_name(self, name: &str) -> bool {
+        let (prefix, extension) = self.prefix_and_extension();
+        let id = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(extension));
+        id.is_some_and(|id| {
+            id.len() == 16 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        })
+    }
+
+    fn name_of(self, file: &mut File) -> io::Result<String> {
+        let mut start = Vec::new();
+        io::Read::take(&mut *file, NAMING_BYTES).read_to_end(&mut start)?;
+        file.rewind()?;
+        let length = file.metadata()?.len();
+        let hash = Sha256::of_parts(&[&start, &length.to_be_bytes()]).to_string();
+        let (prefix, extension) = self.prefix_and_extension();
+        Ok(format!("{prefix}{hash:.16}{extension}"))
+    }
+}
+
+fn write(args: &WriteArgs, out: &Output) -> anyhow::Result<()> {
+    let wanted =
+        [(Kind::Roster, &args.roster), (Kind::Card, &args.card), (Kind::Bundle, &args.bundle)];
+    ensure!(
+        wanted.iter().any(|(_, files)| !files.is_empty()),
+        "nothing to write: name files with --roster, --card or --bundle"
+    );
+    for (kind, paths) in wanted {
+        for path in paths {
+            let name = put(&args.stick, kind, path)?;
+            out.note(&format!("{} is on the stick as {name}", path.display()))?;
+        }
+    }
+    out.note("Everything is written. Unmount the stick before you pull it out.")
+}
+
+/// Copies one file; half a copy never has a name that is looked at.
+fn put(stick: &Path, kind: Kind, path: &Path) -> anyhow::Result<String> {
+    let shown = path.display();
+    describe(kind, path).with_context(|| format!("{shown} does not belong on a stick"))?;
+    let mut source = File::open(path).with_context(|| format!("cannot open {shown}"))?;
+    let name = kind.name_of(&mut source).with_context(|| format!("cannot read {shown}"))?;
+    let folder = folder(stick, kind, true)?.context("the stick cannot be written")?;
+    let (part, whole) = (folder.join("UNFINISHED"), folder.join(&name));
+    if part.symlink_metadata().is_ok() {
+        fs::remove_file(&part)
+            .context("cannot remove what an earlier attempt left on the stick")?;
+    }
+    let mut target = files::create_secret(&part)?;
+    let copied = io::copy(&mut source, &mut target)
+        .and_then(|_| target.flush())
+        .and_then(|()| target.sync_all())
+        .and_then(|()| fs::rename(&part, &whole))
+        .and_then(|()| File::open(&folder)?.sync_all());
+    copied.context("cannot write to the stick: is it full or write-protected?")?;
+    Ok(name)
+}
+
+/// A file on a stick.
+#[derive(Serialize)]
+struct Found {
+    kind: Kind,
+    path: PathBuf,
+    bytes: u64,
+    /// What it is, or why it is left alone.
+    says: String,
+    good: bool,
+}
+
+fn all(stick: &Path) -> anyhow::Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for kind in Kind::ALL {
+        for path in paths(stick, kind)? {
+            let bytes = path.symlink_metadata().map_or(0, |metadata| metadata.len());
+            let (says, good) = match describe(kind, &path) {
+                Ok(says) => (says, true),
+                Err(error) => (format!("LEFT ALONE: {error:#}"), false),
+            };
+            found.push(Found { kind, path, bytes, says, good });
+        }
+    }
+    Ok(found)
+}
+
+/// The files of a kind, in the order of their names.
+fn paths(stick: &Path, kind: Kind) -> anyhow::Result<Vec<PathBuf>> {
+    let Some(folder) = folder(stick, kind, false)? else { return Ok(Vec::new()) };
+    let entries =
+        fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    let mut names = Vec::new();
+    for entry in entries.take(FILES_MAX) {
+        let name = entry.with_context(|| format!("cannot list {}", folder.display()))?.file_name();
+        names.extend(name.to_str().filter(|name| kind.has_name(name)).map(str::to_owned));
+    }
+    names.sort();
+    Ok(names.iter().map(|name| folder.join(name)).collect())
+}
+
+/// A folder of the stick; `None` if there is none and none is to be made.
+fn folder(stick: &Path, kind: Kind, make: bool) -> anyhow::Result<Option<PathBuf>> {
+    ensure!(stick.is_dir(), "{} is not a folder: is the stick mounted there?", stick.display());
+    let mut path = stick.to_owned();
+    for part in [FOLDER, kind.folder()] {
+        path.push(part);
+        match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => bail!("{} on the stick is not a folder", path.display()),
+            Err(_) if make => {
+                fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+            }
+            Err(_) => return Ok(None),
+        }
+    }
+    Ok(Some(path))
+}
+
+/// One line about a file, without trusting it.
+fn describe(kind: Kind, path: &Path) -> anyhow::Result<String> {
+    let file = files::open_foreign(path)?;
+    match kind {
+        Kind::Roster => {
+            let bytes = files::read_all(file, path, ROSTER_BYTES_MAX)?;
+            let roster = RosterFile::parse(&bytes)?;
+            let statement = roster.statement();
+            let head = &statement.head;
+            let (serial, mode, enclave) = (head.serial, head.mode, &head.enclave);
+            Ok(format!("roster {serial} ({mode}) of {enclave}, {} accounts", statement.accounts))
+        }
+        Kind::Card => {
+            let bytes = files::read_all(file, path, CARD_BYTES_MAX)?;
+            let card = Card::stored(&bytes)?;
+            let content = card.content();
+            Ok(format!("card {} of {} ({})", content.serial, content.server_name, content.enclave))
+        }
+        Kind::Bundle => Ok("bundle".to_owned()),
+    }
+}
+
+fn import(stick: &Path, codes: &Path, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
+    let found = all(stick)?;
+    out.note(&table(&found))?;
+    let of = |kind: Kind| found.iter().filter(move |file| file.kind == kind && file.good);
+    let rosters: Vec<&Path> = of(Kind::Roster).map(|file| file.path.as_path()).collect();
+    import_rosters(&rosters, codes, the_box, out)?;
+    for file in of(Kind::Bundle) {
+        let imported = bundle::send(&file.path, the_box)?;
+        out.show(&imported, bundle::imported_text)?;
+    }
+    for file in of(Kind::Card) {
+        let path = file.path.display();
+        out.note(&format!(
+            "Not paired yet: sallyctl peer add {path} --fingerprint \"EIGHT WORDS\""
+        ))?;
+    }
+    Ok(())
+}
+
+/// Those for this enclave that the box has not seen, oldest first.
+fn import_rosters(
+    paths: &[&Path],
+    codes: &Path,
+    the_box: &TheBox,
+    out: &Output,
+) -> anyhow::Result<()> {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let status: Status = the_box.ask(path::STATUS)?;
+    let last = status.roster.map(|roster| roster.serial);
+    let mut rosters = Vec::new();
+    for path in paths {
+        let bytes = files::read_all(files::open_foreign(path)?, path, ROSTER_BYTES_MAX)?;
+        let head = RosterFile::parse(&bytes)?.statement().head.clone();
+        match head.admit(&status.server_name, last) {
+            Ok(()) => rosters.push((head.serial, bytes)),
+            Err(why) => out.note(&format!("{}: {why}", path.display()))?,
+        }
+    }
+    rosters.sort();
+    for (serial, bytes) in rosters {
+        let path = codes.join(format!("codes-{serial}.json"));
+        let mut file = files::create_secret(&path)?;
+        let imported: anyhow::Result<RosterImported> =
+            the_box.send_bytes(Method::POST, path::ROSTER, vec![], &[], bytes);
+        if imported.is_err() {
+            fs::remove_file(&path).context("cannot remove the empty file of codes")?;
+        }
+        let imported = imported?;
+        let json = serde_json::to_vec_pretty(&imported.codes).context("cannot write the codes")?;
+        file.write_all(&json)
+            .and_then(|()| file.sync_all())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        out.show(&imported.report, roster::report_text)?;
+        out.note(&format!("{} activation codes are in {}.", imported.codes.len(), path.display()))?;
+    }
+    Ok(())
+}
+
+fn table(found: &[Found]) -> String {
+    if found.is_empty() {
+        return "There is nothing of Sallyport on this stick.\n".to_owned();
+    }
+    let rows: Vec<_> = found
+        .iter()
+        .map(|file| [file.path.display().to_string(), file.bytes.to_string(), file.says.clone()])
+        .collect();
+    output::table(["file", "bytes", "content"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_our_own_making_are_looked_at() {
+        let table = [
+            ("SNB-0123456789abcdef.snb", true),
+            ("SNB-0123456789abcdef.snr", false),
+            ("SNB-0123456789ABCDEF.snb", false),
+            ("SNB-0123456789abcde.snb", false),
+            ("SNB-0123456789abcdef.snb~", false),
+            ("../SNB-0123456789abcdef.snb", false),
+            ("._SNB-0123456789abcdef.snb", false),
+            ("autorun.inf", false),
+            ("UNFINISHED", false),
+        ];
+        for (name, ours) in table {
+            assert_eq!(Kind::Bundle.has_name(name), ours, "{name}");
+        }
+    }
+}

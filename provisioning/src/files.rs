@@ -1,0 +1,62 @@
+//! Reading and writing files with care: bounded, never through a link, and never half.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use nix::fcntl::OFlag;
+
+/// Reads a file of at most `bytes_max` bytes.
+pub(crate) fn read(path: &Path, bytes_max: usize) -> anyhow::Result<Vec<u8>> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    read_all(file, path, bytes_max)
+}
+
+/// As [`read`], for a file that comes from outside: only a regular file, not through a symbolic link.
+pub(crate) fn open_foreign(path: &Path) -> anyhow::Result<File> {
+    let shown = path.display();
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+        .open(path)
+        .with_context(|| format!("cannot open {shown}"))?;
+    let metadata = file.metadata().with_context(|| format!("cannot look at {shown}"))?;
+    ensure!(metadata.is_file(), "{shown} is not a regular file: it is left alone");
+    Ok(file)
+}
+
+/// Reads an open file of at most `bytes_max` bytes.
+pub(crate) fn read_all(file: File, path: &Path, bytes_max: usize) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1);
+    file.take(limit)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    if bytes.len() > bytes_max {
+        bail!("{} is larger than the {bytes_max} bytes that such a file may have", path.display());
+    }
+    Ok(bytes)
+}
+
+/// Makes a new file that only its owner may read; refuses to replace one.
+pub(crate) fn create_secret(path: &Path) -> anyhow::Result<File> {
+    create(path, 0o600)
+}
+
+/// Writes a new file and waits until it is on the disk; refuses to replace one.
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut file = create(path, 0o644)?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn create(path: &Path, mode: u32) -> anyhow::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(mode).open(path).with_context(|| {
+        format!("cannot make {} (an existing file is not replaced)", path.display())
+    })
+}
