@@ -4,12 +4,108 @@
 
 #![expect(clippy::expect_used, reason = "a target reports what it finds by panicking")]
 
-use ruma::{server_name, signatures::PublicKeySet};
+use ruma::{ServerName, server_name, signatures::PublicKeySet};
 use sallyport_core::{
+    bundle::{Gate, Header, Kind, Manifest, Record, Sealed},
+    card::{Card, Proposed},
     event::{KeyDocument, KeyLookup, KeySource, Pdu},
     room,
+    roster::{self, Head, Mode, Roster},
     time::Millis,
 };
+
+/// The time at which everything is read, in the year 2026.
+const NOW: Millis = Millis(1_795_000_000_000);
+
+/// A bundle as it lies on a stick, before we know who sent it.
+pub fn bundle(bytes: &[u8]) {
+    let gate = Gate {
+        me: server_name!("bravo.example"),
+        peers: &[],
+        now: NOW,
+        bytes_max: 1 << 30,
+        admit_expired: false,
+        admit_future: false,
+    };
+    assert!(Sealed::open(bytes, &gate).is_err(), "opened, though we have no peer");
+    if let Ok(header) = Header::parse(bytes) {
+        assert!(!header.from.as_str().is_empty());
+    }
+}
+
+/// A bundle's manifest, from a peer that has gone bad.
+pub fn manifest(bytes: &[u8]) {
+    let Ok(manifest) = Manifest::parse(bytes) else { return };
+    let again = manifest.to_bytes().expect("what was read can be written");
+    assert_eq!(bytes, again, "a manifest has one encoding, or its hash means nothing");
+}
+
+/// A record of a bundle, from a peer that has gone bad. The first byte is the kind of its section.
+pub fn record(bytes: &[u8]) {
+    let Some((code, body)) = bytes.split_first() else { return };
+    let Some(kind) = Kind::from_code(u16::from(*code)) else { return };
+    let Ok(record) = Record::parse(kind, body) else { return };
+    assert_eq!(record.kind(), kind);
+    let mut again = Vec::new();
+    record.append_to(&mut again).expect("what was read can be written");
+    assert_eq!(body, again, "a record has one encoding");
+}
+
+/// A pairing card.
+pub fn card(bytes: &[u8]) {
+    let proposed = Proposed::parse(bytes, NOW);
+    let Ok(card) = Card::stored(bytes) else {
+        assert!(proposed.is_err(), "proposed, but cannot be stored");
+        return;
+    };
+    let again = Card::stored(bytes).expect("reading it twice is reading it once");
+    assert_eq!(card.hash(), again.hash());
+    assert_eq!(card.fingerprint().words(), again.fingerprint().words());
+}
+
+/// A roster as a personnel office exports it.
+pub fn roster_csv(bytes: &[u8]) {
+    if let Ok(roster) = roster::csv::parse(bytes, head()) {
+        sound(&roster);
+    }
+}
+
+/// A roster as a directory service exports it.
+pub fn roster_scim(bytes: &[u8]) {
+    if let Ok(roster) = roster::scim::parse(bytes, head()) {
+        sound(&roster);
+    }
+}
+
+/// A signed roster on a stick.
+pub fn roster_file(bytes: &[u8]) {
+    let Ok(file) = roster::signed::RosterFile::parse(bytes) else { return };
+    assert!(file.verify(&[]).is_err(), "verified, though no officer is known");
+    // The accounts of a file whose signature is good but whose signer has gone bad.
+    if let Ok(roster) = Roster::decode(head(), bytes) {
+        sound(&roster);
+    }
+}
+
+/// Whatever form a roster came in: accounts stand in order, each once, and survive their encoding.
+fn sound(roster: &Roster) {
+    let pairs = roster.accounts.iter().zip(roster.accounts.iter().skip(1));
+    for (one, next) in pairs {
+        assert!(one.localpart < next.localpart, "accounts out of order or twice");
+    }
+    let again = Roster::decode(roster.head.clone(), &roster.encode());
+    assert_eq!(&again.expect("what was accepted can be read again"), roster);
+}
+
+fn head() -> Head {
+    Head {
+        enclave: server_name!("alpha.example").to_owned(),
+        serial: 7,
+        mode: Mode::Full,
+        issued_at: NOW,
+        levels: ["OPEN", "RESTRICTED", "SECRET"].map(str::to_owned).to_vec(),
+    }
+}
 
 /// An event of another server, in every room version that we serve.
 pub fn pdu(bytes: &[u8]) {
@@ -54,7 +150,7 @@ pub fn key_document(bytes: &[u8]) {
 struct NoKeys;
 
 impl KeySource for NoKeys {
-    fn keys(&self, _server: &ruma::ServerName, _time: Millis) -> KeyLookup {
+    fn keys(&self, _server: &ServerName, _time: Millis) -> KeyLookup {
         KeyLookup::Keys(PublicKeySet::new())
     }
 }

@@ -28,7 +28,7 @@ macro_rules! smoke {
     };
 }
 
-smoke!(key_document, pdu);
+smoke!(bundle, card, key_document, manifest, pdu, record, roster_csv, roster_file, roster_scim);
 
 fn run(name: &str, target: fn(&[u8])) {
     let folder = fuzz().join("seeds").join(name);
