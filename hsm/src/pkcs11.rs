@@ -21,6 +21,7 @@ use crate::{
 mod codes;
 mod connection;
 mod init;
+mod module;
 mod probe;
 mod reopen;
 mod worker;

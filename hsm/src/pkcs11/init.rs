@@ -2,15 +2,9 @@
 
 use std::path::Path;
 
-use cryptoki::{
-    context::{CInitializeArgs, CInitializeFlags, Pkcs11},
-    error::{Error as Cryptoki, RvError},
-    session::UserType,
-    slot::Slot,
-    types::AuthPin,
-};
+use cryptoki::{session::UserType, slot::Slot, types::AuthPin};
 
-use super::codes::during;
+use super::{codes::during, module::User};
 use crate::{Error, Pin};
 
 /// Bytes of a token label (PKCS#11, `CK_TOKEN_INFO`).
@@ -27,8 +21,8 @@ pub fn init_token(
     if label.is_empty() || label.len() > LABEL_BYTES_MAX {
         return Err(Error::Unsupported("labels of other than 1 to 32 bytes"));
     }
-    let module = load(module)?;
-    initialize(&module)?;
+    let user = User::enter();
+    let module = user.module(module)?;
     let slots = || module.get_slots_with_token().map_err(during("slot lists"));
     // A token that does not answer is not the one.
     let info = |slot: Slot| module.get_token_info(slot).ok();
@@ -63,17 +57,4 @@ pub fn init_token(
         }
     }
     Err(Error::TokenMissing { label: label.to_owned(), found: "none".to_owned() })
-}
-
-/// Loads a module's library.
-pub(super) fn load(path: &Path) -> Result<Pkcs11, Error> {
-    Pkcs11::new(path).map_err(|source| Error::Module { path: path.to_owned(), source })
-}
-
-/// Initialises a module unless another user in this process did.
-pub(super) fn initialize(module: &Pkcs11) -> Result<(), Error> {
-    match module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
-        Ok(()) | Err(Cryptoki::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(()),
-        Err(error) => Err(during("use from several threads")(error)),
-    }
 }

@@ -1,8 +1,9 @@
 //! The thread that owns the module and the session, its queue, and what happens when it hangs.
 
 use std::{
+    convert::Infallible,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
@@ -10,10 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cryptoki::context::Pkcs11;
-
 use super::{
-    Known, PinSource, Settings, connection::Connection, init, lock, probe, reopen::Reopen,
+    Known, PinSource, Settings, connection::Connection, lock, module::User, probe, reopen::Reopen,
 };
 use crate::{Class, Error, Health, Pin};
 
@@ -23,9 +22,8 @@ const QUEUE_MAX: usize = 64;
 const STUCK_MAX: usize = 3;
 /// How often an idle token is asked whether it is still there.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
-
-/// Threads in this process that are or may be inside a module: it may be finalised only by the last one.
-static THREADS: AtomicUsize = AtomicUsize::new(0);
+/// How long the end of the backend waits for the session to be closed.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 type Job = Box<dyn FnOnce(&mut Thread) + Send>;
 
@@ -56,6 +54,8 @@ pub(super) struct Workers {
 struct Handle {
     queue: SyncSender<Job>,
     state: Arc<State>,
+    /// Disconnected when the thread has ended.
+    ended: Receiver<Infallible>,
 }
 
 /// What a thread shares with its outside.
@@ -153,6 +153,20 @@ impl Workers {
     }
 }
 
+/// Waits a moment for the session to be closed, so that the process does not end in the middle of it.
+impl Drop for Workers {
+    fn drop(&mut self) {
+        let current = self.current.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // The thread ends when its queue does.
+        current.queue = sync_channel(0).0;
+        match current.ended.recv_timeout(CLOSE_WITHIN) {
+            Err(RecvTimeoutError::Disconnected) => {}
+            Err(RecvTimeoutError::Timeout) => log::warn!("the token's session is still open"),
+            Ok(never) => match never {},
+        }
+    }
+}
+
 impl State {
     fn alive(&self) {
         *lock(&self.busy_since) = Some(Instant::now());
@@ -168,36 +182,36 @@ struct Thread {
     settings: Arc<Settings>,
     known: Arc<Known>,
     state: Arc<State>,
-    module: Option<Pkcs11>,
-    connection: Option<Connection>,
     reopen: Reopen,
+    /// Closed before the right to call modules is given back: fields are dropped in this order.
+    connection: Option<Connection>,
+    user: User,
 }
 
 impl Thread {
     fn spawn(settings: &Arc<Settings>, known: &Arc<Known>) -> Result<Handle, Error> {
         let (queue, jobs) = sync_channel(QUEUE_MAX);
         let state = Arc::<State>::default();
-        let thread = Self {
-            settings: Arc::clone(settings),
-            known: Arc::clone(known),
-            state: Arc::clone(&state),
-            module: None,
-            connection: None,
-            reopen: Reopen::NOW,
-        };
+        let (settings, known) = (Arc::clone(settings), Arc::clone(known));
+        let shared = Arc::clone(&state);
+        let (running, ended) = sync_channel(0);
         thread::Builder::new()
             .name("pkcs11".to_owned())
-            .spawn(move || thread.run(&jobs))
+            .spawn(move || {
+                let (user, connection, reopen) = (User::enter(), None, Reopen::NOW);
+                let thread = Self { settings, known, state: shared, reopen, connection, user };
+                thread.run(&jobs);
+                drop(running);
+            })
             .map_err(Error::Thread)?;
-        Ok(Handle { queue, state })
+        Ok(Handle { queue, state, ended })
     }
 
     /// Runs until the token is dropped or the thread was abandoned. The module is not finalised at the end: that would
     /// take it from everybody else in the process.
     fn run(mut self, jobs: &Receiver<Job>) {
-        THREADS.fetch_add(1, Ordering::SeqCst);
         while !self.state.abandoned.load(Ordering::Relaxed) {
-            self.busy(|thread| thread.open_if_due());
+            self.busy(Self::open_if_due);
             let pause = self.reopen.pause(Instant::now()).unwrap_or(CHECK_EVERY);
             match jobs.recv_timeout(pause) {
                 Ok(job) => self.busy(job),
@@ -205,8 +219,6 @@ impl Thread {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        self.connection = None;
-        THREADS.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn busy(&mut self, act: impl FnOnce(&mut Self)) {
@@ -305,16 +317,12 @@ impl Thread {
             PinSource::File(path) => Pin::from_file(&path)?,
             PinSource::Given(pin) => pin,
         };
-        let module = match &self.module {
-            Some(module) => module.clone(),
-            None => init::load(&self.settings.module)?,
+        let path = &self.settings.module;
+        let module = if self.reopen.wants_initializing() {
+            self.user.module_anew(path)?
+        } else {
+            self.user.module(path)?
         };
-        self.module = Some(module.clone());
-        if self.reopen.wants_initializing() && THREADS.load(Ordering::SeqCst) == 1 {
-            // Not initialised any more is just as well.
-            drop(module.clone().finalize());
-        }
-        init::initialize(&module)?;
         let serial = lock(&self.known.serial).clone();
         let (connection, found) =
             Connection::open(&module, &self.settings.label, serial.as_deref(), &pin, by_hand)?;

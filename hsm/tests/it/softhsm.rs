@@ -140,13 +140,20 @@ pub(crate) static HOME: LazyLock<PathBuf> = LazyLock::new(|| {
         format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display()),
     )
     .unwrap();
-    #[expect(unsafe_code, reason = "SoftHSM is configured by its environment only")]
+    #[expect(unsafe_code, reason = "both modules are configured by their environment only")]
     // SAFETY: each test that touches the environment waits for this first, and nothing else here reads it meanwhile.
     unsafe {
         std::env::set_var("SOFTHSM2_CONF", configuration);
+        std::env::set_var("FAULT_MODULE_REAL", module());
+        std::env::set_var("FAULT_MODULE_ORDERS", home.join("orders"));
     }
     home
 });
+
+/// The file with the orders to the faulty module, or one beside it.
+pub(crate) fn orders(suffix: &str) -> PathBuf {
+    HOME.join(format!("orders{suffix}"))
+}
 
 fn tokens() -> BTreeSet<PathBuf> {
     fs::read_dir(HOME.join("tokens")).unwrap().map(|entry| entry.unwrap().path()).collect()
