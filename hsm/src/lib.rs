@@ -51,8 +51,8 @@ pub trait Token: Send + Sync {
     /// Signs one request with a key of the request's role.
     fn sign(&self, key: &KeyName, request: &SigningRequest) -> Result<Signature, Error>;
 
-    /// Signs many requests; the answers stand in the order of the requests. Faster than one by one, because the token
-    /// signs while the last answers are being verified.
+    /// Signs many requests; the answers stand in the order of the requests. The token signs on while earlier answers are
+    /// being verified, and requests of other callers come in between.
     fn sign_many(
         &self,
         key: &KeyName,
