@@ -1,0 +1,83 @@
+//! Bundles: everything that this enclave has for a peer, and what a peer has for this one.
+//!
+//! [`export`](export::export) tells everything since the last bundle that the peer acknowledged. [`import`](import::import) takes a bundle through
+//! quarantine, authentication, decryption and verification before the first change; the changes are made in slices that can be repeated, and
+//! the bundle counts as received with the last of them.
+
+pub mod export;
+pub mod import;
+mod media;
+mod rooms;
+mod users;
+
+use std::{io, path::PathBuf};
+
+use ruma::OwnedServerName;
+use sallyport_core::bundle;
+
+use super::{own_keys, peers, receive, signer};
+
+/// Why a bundle was not made or not imported.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database failed.
+    #[error("the database failed; what was imported so far is kept, try again")]
+    Store(#[from] sallyport_store::Error),
+    /// The box's keys are not to be had.
+    #[error(transparent)]
+    Keys(#[from] own_keys::Error),
+    /// Cards are not to be had.
+    #[error(transparent)]
+    Peers(#[from] peers::Error),
+    /// There is no such peer.
+    #[error("{0} is not a peer: exchange cards with it first")]
+    NotAPeer(OwnedServerName),
+    /// There is no own card.
+    #[error("the box has no card of its own: have the enclave root sign one and install it")]
+    NoOwnCard,
+    /// The peer has no key that can be used.
+    #[error("every encryption key on {0}'s card has expired: exchange new cards")]
+    NoRecipientKey(OwnedServerName),
+    /// Events could not be signed.
+    #[error("events for the peer wait for their signatures: nothing leaves the box unsigned")]
+    Unsigned(#[from] signer::Error),
+    /// The token failed.
+    #[error("the token does not do it")]
+    Token(#[source] sallyport_hsm::Error),
+    /// A file failed.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The operating system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The bundle could not be written.
+    #[error("the bundle could not be written")]
+    Write(#[from] bundle::WriteError),
+    /// The bundle could not be sealed.
+    #[error("the bundle could not be sealed")]
+    Seal(#[from] bundle::SealError),
+    /// The bundle is not accepted.
+    #[error("the bundle is not accepted")]
+    Refused(#[from] bundle::Error),
+    /// The bundle is sound, but not the next one.
+    #[error("the bundle {0}")]
+    Sequence(bundle::Sequence),
+    /// What it contains contradicts itself.
+    #[error("the bundle's content is not sound: {0}")]
+    Content(String),
+    /// Events could not be taken in.
+    #[error("events could not be taken in; what was imported so far is kept, try again")]
+    Receive(#[from] receive::Error),
+    /// No randomness.
+    #[error("no randomness is available")]
+    NoRandomness(#[from] crate::app::Interrupted),
+}
+
+fn file(action: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::File { action, path: path.to_owned(), source }
+}

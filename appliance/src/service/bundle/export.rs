@@ -1,0 +1,325 @@
+//! Export: everything for a peer since the last bundle that it acknowledged, as one sealed file.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{BufReader, BufWriter, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::PathBuf,
+};
+
+use minicbor::bytes::ByteVec;
+use ruma::{OwnedEventId, OwnedRoomId, ServerName};
+use sallyport_core::{
+    bundle::{
+        Ack, BundleId, BundleKind, Clock, Contents, Envelope, Header, Kind, Manifest, OneTimeKeyClaim,
+        Prerequisites, Record, RoomFrontier, ToDevice, Writer,
+    },
+    card::{Card, Incarnation},
+    digest::Sha256,
+    limits,
+    sign::{KeyRole, SigningRequest},
+    time::Millis,
+};
+use sallyport_store::{Peer, Read, Told};
+
+use super::{Error, file, media, rooms, users};
+use crate::{
+    app::{App, random},
+    service::{own_keys, peers, signer},
+};
+
+/// How many to-device messages, claims or keys are read at once.
+const PAGE: usize = 500;
+
+/// A bundle that was made.
+#[derive(Debug)]
+pub struct Exported {
+    /// The sealed file; the caller carries it to the stick and removes it.
+    pub path: PathBuf,
+    /// Its header.
+    pub header: Header,
+}
+
+/// What went into a bundle.
+struct Filled {
+    contents: Contents,
+    told: Told,
+    snapshots: Vec<(OwnedRoomId, OwnedEventId)>,
+    prerequisites: Prerequisites,
+    frontiers: Vec<RoomFrontier>,
+}
+
+/// Makes a bundle for a peer.
+///
+/// # Errors
+/// If the peer is not known, events wait for their signatures, or a disk or the token fails. No number is used up unless
+/// the bundle is complete.
+pub fn export(app: &App, to: &ServerName, now: Millis) -> Result<Exported, Error> {
+    let peer = app
+        .store
+        .read(|read| read.peer(to))?
+        .ok_or_else(|| Error::NotAPeer(to.to_owned()))?;
+    let card = Card::stored(&peer.card).map_err(peers::Error::from)?;
+    card.check_time(now).map_err(peers::Error::from)?;
+    if app.store.read(|read| read.own_card())?.is_none() {
+        return Err(Error::NoOwnCard);
+    }
+    let token = app.token.as_deref().ok_or(peers::Error::NoToken)?;
+    signer::sign_pending(&app.store, token, &app.event_mac, || app.shutdown.is_requested())?;
+
+    let folder = app.config.data_dir.join("bundles");
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .map_err(file("make", &folder))?;
+    let id = BundleId(random()?);
+    let spool_path = folder.join(format!("{id}.spool"));
+    let spool = Temporary::create(spool_path)?;
+    let writer = Writer::new(
+        BufWriter::new(spool.file.try_clone().map_err(file("open", &spool.path))?),
+        card.content().policy.bundle_bytes_max,
+    );
+    let filled = app.store.read(|read| fill(read, app, &peer, writer, now))?;
+    let manifest = manifest(app, &peer, &filled, id, now)?;
+    let exported = seal(app, &card, &manifest, &spool, now)?;
+
+    let hash = *exported.header.manifest.as_bytes();
+    let (server, told, snapshots) = (peer.server, filled.told, filled.snapshots);
+    app.store.write(move |write| write.note_sent(&server, &told, &hash, &snapshots))?;
+    Ok(exported)
+}
+
+/// Writes the sections; all from one snapshot of the database.
+fn fill(
+    read: &Read<'_>,
+    app: &App,
+    peer: &Peer,
+    mut writer: Writer<BufWriter<File>>,
+    now: Millis,
+) -> Result<Filled, Error> {
+    let up_to = read.position()?;
+    let mut told = Told {
+        seq: peer.sent_seq.saturating_add(1),
+        position: up_to,
+        pool: peer.acked.pool,
+        claims: peer.acked.claims,
+        created: now,
+    };
+    users::export_users(read, peer, &app.config.server_name, up_to, &mut writer)?;
+    told.pool = users::export_one_time_keys(read, peer, now, &mut writer)?;
+    let first = export_to_device(read, peer, &mut writer)?;
+    let shared = read.rooms_shared_with(peer)?;
+    let mut snapshots = Vec::new();
+    let mut frontiers = Vec::new();
+    for room in &shared {
+        rooms::export(read, peer, room, up_to, &mut writer)?;
+        if let Some((anchor, _)) = &room.anchor {
+            snapshots.push((room.room.room_id.clone(), anchor.clone()));
+        }
+        frontiers.push(RoomFrontier {
+            room_id: room.room.room_id.clone(),
+            events: room.room.extremities.clone(),
+        });
+    }
+    media::export(read, app, peer, &shared, &mut writer)?;
+    told.claims = export_claims(read, peer, &mut writer)?;
+    let (_, contents) = writer.finish()?;
+    let prerequisites =
+        Prerequisites { rooms: Vec::new(), to_device: first.saturating_sub(1) };
+    Ok(Filled { contents, told, snapshots, prerequisites, frontiers })
+}
+
+/// Writes the to-device messages that the peer has not acknowledged; answers the number of the first, or of the one that would be.
+fn export_to_device(
+    read: &Read<'_>,
+    peer: &Peer,
+    writer: &mut Writer<BufWriter<File>>,
+) -> Result<u64, Error> {
+    let mut page = read.outgoing_to_device(&peer.server, 0, PAGE)?;
+    let Some((first, _)) = page.first() else { return Ok(0) };
+    let first = u64::try_from(*first).unwrap_or_default();
+    let mut section = writer.section(Kind::ToDevice, None)?;
+    while let Some((last, _)) = page.last() {
+        let last = *last;
+        for (n, edu) in page {
+            section.push(&Record::ToDevice(to_device(n, &edu)?))?;
+        }
+        page = read.outgoing_to_device(&peer.server, last, PAGE)?;
+    }
+    section.finish()?;
+    Ok(first)
+}
+
+fn to_device(n: i64, edu: &str) -> Result<ToDevice, Error> {
+    #[derive(serde::Deserialize)]
+    struct Edu<'e> {
+        sender: ruma::OwnedUserId,
+        #[serde(rename = "type")]
+        kind: String,
+        message_id: String,
+        #[serde(borrow)]
+        messages: &'e serde_json::value::RawValue,
+    }
+    let edu: Edu<'_> = serde_json::from_str(edu)
+        .map_err(|error| Error::Content(format!("a to-device message: {error}")))?;
+    Ok(ToDevice {
+        n: u64::try_from(n).unwrap_or_default(),
+        sender: edu.sender,
+        message_id: edu.message_id,
+        event_type: edu.kind,
+        messages: edu.messages.get().as_bytes().to_vec(),
+    })
+}
+
+/// Tells the peer which of its one-time keys were given away; answers the number of the last.
+fn export_claims(
+    read: &Read<'_>,
+    peer: &Peer,
+    writer: &mut Writer<BufWriter<File>>,
+) -> Result<i64, Error> {
+    let mut last = peer.acked.claims;
+    let mut page = read.key_claims(&peer.server, last, PAGE)?;
+    if page.is_empty() {
+        return Ok(last);
+    }
+    let mut section = writer.section(Kind::Claims, None)?;
+    while !page.is_empty() {
+        for claim in page {
+            last = claim.n;
+            section.push(&Record::Claim(OneTimeKeyClaim {
+                n: u64::try_from(claim.n).unwrap_or_default(),
+                user_id: claim.user_id,
+                device_id: claim.device_id,
+                key_id: claim.key_id,
+            }))?;
+        }
+        page = read.key_claims(&peer.server, last, PAGE)?;
+    }
+    section.finish()?;
+    Ok(last)
+}
+
+fn manifest(
+    app: &App,
+    peer: &Peer,
+    filled: &Filled,
+    id: BundleId,
+    now: Millis,
+) -> Result<Manifest, Error> {
+    let token = app.token.as_deref().ok_or(peers::Error::NoToken)?;
+    let server_name = &app.config.server_name;
+    let own = own_keys::key_document(&app.store, token, server_name, now)?;
+    let others = app.store.read(|read| read.server_keys())?;
+    let mut server_keys = vec![ByteVec::from(own.into_bytes())];
+    for (server, document) in others {
+        if server != peer.server && server != *server_name {
+            server_keys.push(ByteVec::from(document.json().as_bytes().to_vec()));
+        }
+    }
+    let incarnation = Incarnation(app.store.read(|read| read.incarnation())?.0);
+    let not_after = Millis(now.0.saturating_add(limits::COURIER_KEY_LIFETIME_MS));
+    Ok(Manifest {
+        id,
+        from: server_name.clone(),
+        to: peer.server.clone(),
+        incarnation,
+        seq: filled.told.seq,
+        created: now,
+        expires: Millis(now.0.saturating_add(limits::BUNDLE_VALIDITY_MS)),
+        blind: random()?,
+        previous: peer.sent_manifest.map(Sha256::from),
+        kind: BundleKind::Delta,
+        clock: Clock { source: "operator".to_owned(), error_ms: None },
+        server_keys,
+        encryption_keys: vec![peers::encryption_key(&app.store, not_after)?],
+        prerequisites: filled.prerequisites.clone(),
+        sections: filled.contents.sections.clone(),
+        ack: acknowledgement(app, peer, filled)?,
+        restore_notice: None,
+    })
+}
+
+fn acknowledgement(app: &App, peer: &Peer, filled: &Filled) -> Result<Option<Ack>, Error> {
+    let Some(received) = &peer.received else { return Ok(None) };
+    let to_device = app.store.read(|read| read.incoming_number(&peer.server, "to_device"))?;
+    Ok(Some(Ack {
+        incarnation: Incarnation(received.incarnation.0),
+        seq: received.seq,
+        missing: Vec::new(),
+        outcomes: Vec::new(),
+        to_device: u64::try_from(to_device).unwrap_or_default(),
+        rooms: filled.frontiers.clone(),
+    }))
+}
+
+fn seal(
+    app: &App,
+    card: &Card,
+    manifest: &Manifest,
+    spool: &Temporary,
+    now: Millis,
+) -> Result<Exported, Error> {
+    let token = app.token.as_deref().ok_or(peers::Error::NoToken)?;
+    let server = &card.content().server_name;
+    let recipient_key =
+        card.encryption_key(now).ok_or_else(|| Error::NoRecipientKey(server.clone()))?;
+    let courier = own_keys::required(&app.store, KeyRole::Courier)?;
+    let signing_key = peers::public_key(&courier)?;
+    let randomness = random()?;
+    let envelope = Envelope {
+        manifest,
+        recipient_key,
+        bytes_max: card.content().policy.bundle_bytes_max,
+        signing_key: &signing_key,
+        randomness: &randomness,
+    };
+    let mut input = spool.file.try_clone().map_err(file("open", &spool.path))?;
+    input.seek(SeekFrom::Start(0)).map_err(file("read", &spool.path))?;
+    let mut output = Temporary::create(spool.path.with_extension("part"))?;
+    let header = {
+        let mut buffered = BufWriter::new(&mut output.file);
+        let header = envelope.seal(BufReader::new(input), &mut buffered, |bytes| {
+            token.sign(&courier.name, &SigningRequest::Manifest(bytes.to_vec()))
+        })?;
+        buffered.flush().map_err(file("write", &spool.path))?;
+        header
+    };
+    output.file.sync_all().map_err(file("write", &output.path))?;
+    let path = spool.path.with_extension("bundle");
+    output.keep(path.clone())?;
+    Ok(Exported { path, header })
+}
+
+/// A file that is removed unless it is kept.
+struct Temporary {
+    file: File,
+    path: PathBuf,
+}
+
+impl Temporary {
+    fn create(path: PathBuf) -> Result<Self, Error> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(self::file("make", &path))?;
+        Ok(Self { file, path })
+    }
+
+    fn keep(mut self, path: PathBuf) -> Result<(), Error> {
+        fs::rename(&self.path, &path).map_err(self::file("name", &path))?;
+        self.path = PathBuf::new();
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            let _: std::io::Result<()> = fs::remove_file(&self.path);
+        }
+    }
+}

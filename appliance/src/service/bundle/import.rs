@@ -1,0 +1,585 @@
+//! Import: a bundle of a peer, from quarantine to the last slice.
+//!
+//! Nothing changes before the whole file is authentic: header, manifest and every section are verified first, from a copy that nobody else can
+//! change. Then records are taken in, slice by slice; each slice notes how far the import has come in its own transaction, and
+//! every change can be repeated, so an import that was interrupted goes on where it stopped.
+
+use std::{
+    fs::File,
+    io::{BufReader, Seek as _, SeekFrom},
+    path::Path,
+};
+
+use ring::digest;
+use ruma::{
+    OwnedRoomId, OwnedServerName, ServerName, api::federation::transactions::edu::DirectDeviceContent,
+};
+use sallyport_core::{
+    admin::BundleImported,
+    bundle::{
+        Ack, Authentic, ChunkReader, Entry, Gate, Header, Manifest, OneTimeKeyClaim, PduRole,
+        Position, Record, Records, Room, Sealed, Sequence, ToDevice, sequence,
+    },
+    card::Card,
+    digest::Sha256,
+    event::KeyDocument,
+    limits,
+    room::snapshot::Takeover,
+    sign::KeyRole,
+    time::Millis,
+};
+use sallyport_store::{
+    Incarnation, KeyClaim, Outcome, Peer, Progress, Received, Store, WaitingEvent, Write,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, file, media, rooms, users};
+use crate::{
+    app::App,
+    service::{
+        own_keys, peers,
+        receive::{self, NothingMore, receive},
+    },
+};
+
+/// Records that are stored together, events apart.
+const SLICE: usize = 64;
+/// Events of a room that are handed to `receive` at once; it slices them further.
+const EVENTS: usize = 1024;
+
+/// Imports a bundle from a quarantined file. Importing one twice changes nothing.
+///
+/// # Errors
+/// If it is not accepted, before anything has changed; or if the database or a disk fails in between: then the import goes on
+/// where it stopped when it is tried again.
+pub fn import(app: &App, path: &Path, now: Millis) -> Result<BundleImported, Error> {
+    let all = peers::list(&app.store)?;
+    let cards: Vec<Card> = all.iter().map(|(_, card)| card.clone()).collect();
+    let gate = Gate {
+        me: &app.config.server_name,
+        peers: &cards,
+        now,
+        bytes_max: limits::BUNDLE_BYTES_MAX,
+        admit_expired: false,
+        admit_future: false,
+    };
+    let sealed = Sealed::open(open(path)?, &gate)?;
+    let header = sealed.header().clone();
+    let (peer, _) = all
+        .into_iter()
+        .find(|(peer, _)| peer.server == header.from)
+        .ok_or_else(|| Error::NotAPeer(header.from.clone()))?;
+    let place = place(&app.store, &peer, &header)?;
+    match place {
+        Sequence::Next | Sequence::Gap { .. } => {}
+        Sequence::Duplicate | Sequence::Retired => {
+            return Ok(BundleImported {
+                peer: peer.server,
+                sequence: header.seq,
+                known: true,
+                report: Vec::new(),
+            });
+        }
+        refused => return Err(Error::Sequence(refused)),
+    }
+    let authentic = unlock(app, sealed, now)?.authenticate()?;
+    check_prerequisites(app, &peer, authentic.manifest(), place)?;
+
+    let mut import = Import::begin(app, peer.server.clone(), &authentic, now)?;
+    import.take_server_keys(authentic.manifest())?;
+    let mut records = authentic.records(open(path)?)?;
+    import.take_records(&mut records)?;
+    import.finish(authentic.manifest())
+}
+
+fn open(path: &Path) -> Result<BufReader<File>, Error> {
+    let mut input = File::open(path).map_err(file("open", path))?;
+    input.seek(SeekFrom::Start(0)).map_err(file("read", path))?;
+    Ok(BufReader::with_capacity(1 << 17, input))
+}
+
+fn place(store: &Store, peer: &Peer, header: &Header) -> Result<Sequence, Error> {
+    let last = peer.received.map(|received| Position {
+        incarnation: sallyport_core::card::Incarnation(received.incarnation.0),
+        seq: received.seq,
+        manifest: Sha256::from(received.manifest),
+    });
+    let known = store.read(|read| read.imported_manifest(&peer.server, header.seq))?;
+    Ok(sequence(last.as_ref(), |_| known.map(Sha256::from), &[], header))
+}
+
+fn unlock(
+    app: &App,
+    sealed: Sealed<BufReader<File>>,
+    now: Millis,
+) -> Result<sallyport_core::bundle::Unlocked<BufReader<File>>, Error> {
+    let token = app.token.as_deref().ok_or(peers::Error::NoToken)?;
+    let key = own_keys::required(&app.store, KeyRole::CourierEncryption)?;
+    let own = peers::encryption_key(&app.store, now)?;
+    Ok(sealed.unlock(&own, |point| {
+        token.agree(&key.name, point).map(|secret| *secret.expose())
+    })?)
+}
+
+/// Every bundle repeats what was not acknowledged, so one that was lost is made up for by the next, if that says so.
+fn check_prerequisites(
+    app: &App,
+    peer: &Peer,
+    manifest: &Manifest,
+    place: Sequence,
+) -> Result<(), Error> {
+    let delivered = app.store.read(|read| read.incoming_number(&peer.server, "to_device"))?;
+    let needed = i64::try_from(manifest.prerequisites.to_device).unwrap_or(i64::MAX);
+    if needed > delivered { Err(Error::Sequence(place)) } else { Ok(()) }
+}
+
+/// What became of a bundle's content, kept beside the progress.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Tally {
+    users: u64,
+    master_keys_changed: Vec<String>,
+    one_time_keys: u64,
+    to_device: u64,
+    invitations: u64,
+    accepted: u64,
+    known: u64,
+    redacted: u64,
+    soft_failed: Vec<String>,
+    rejected: Vec<String>,
+    dropped: Vec<String>,
+    waiting: u64,
+    media: u64,
+}
+
+/// An import in progress.
+struct Import<'a> {
+    app: &'a App,
+    peer: OwnedServerName,
+    incarnation: Incarnation,
+    seq: u64,
+    created: Millis,
+    manifest: [u8; 32],
+    progress: Progress,
+    tally: Tally,
+    now: Millis,
+    pending: Vec<Change>,
+    room: Option<OpenRoom>,
+    file: Option<media::Incoming>,
+}
+
+/// A change that the next slice makes.
+enum Change {
+    User(users::Verified),
+    Pool(Box<sallyport_core::bundle::Pool>),
+    ToDevice(i64, Box<DirectDeviceContent>),
+    Claim(KeyClaim),
+}
+
+/// The room whose section is being read.
+struct OpenRoom {
+    room_id: OwnedRoomId,
+    snapshot: Option<rooms::Incoming>,
+    events: Vec<Vec<u8>>,
+}
+
+impl<'a> Import<'a> {
+    fn begin(
+        app: &'a App,
+        peer: OwnedServerName,
+        authentic: &Authentic,
+        now: Millis,
+    ) -> Result<Self, Error> {
+        let header = authentic.header();
+        let manifest = *header.manifest.as_bytes();
+        let progress =
+            app.store.read(|read| read.import_progress(&peer, header.seq, &manifest))?;
+        let progress = progress.unwrap_or_default();
+        Ok(Self {
+            app,
+            incarnation: Incarnation(header.incarnation.0),
+            seq: header.seq,
+            created: header.created,
+            manifest,
+            tally: serde_json::from_str(&progress.report).unwrap_or_default(),
+            progress,
+            peer,
+            now,
+            pending: Vec::new(),
+            room: None,
+            file: None,
+        })
+    }
+
+    /// Keeps the key documents: the peer's own, made when the bundle was made; those of others only if we have none by themselves.
+    fn take_server_keys(&self, manifest: &Manifest) -> Result<(), Error> {
+        let paired: Vec<OwnedServerName> =
+            self.app.store.read(|read| read.peers())?.into_iter().map(|peer| peer.server).collect();
+        for bytes in &manifest.server_keys {
+            let json = String::from_utf8_lossy(bytes).into_owned();
+            let Some(server) = named_server(&json) else { continue };
+            let second_hand = server != self.peer;
+            if server == self.app.config.server_name || (second_hand && paired.contains(&server)) {
+                continue;
+            }
+            let document = KeyDocument::verify(&json, &server, self.created.min(self.now))
+                .map_err(|error| Error::Content(format!("the keys of {server}: {error}")))?;
+            self.app.store.write(move |write| write.keep_server_keys(&document))?;
+        }
+        Ok(())
+    }
+
+    fn take_records(&mut self, records: &mut Records<ChunkReader<BufReader<File>>>) -> Result<(), Error> {
+        let (section, record) = (self.progress.section, self.progress.record);
+        self.resume(records, section, record)?;
+        for entry in records {
+            let entry = entry?;
+            if entry.section != self.progress.section {
+                self.end_section()?;
+                self.progress.section = entry.section;
+                self.progress.record = 0;
+            }
+            self.take(entry)?;
+        }
+        self.end_section()
+    }
+
+    /// Goes on where the import stopped. In a room's section its head is read again: it says which room it is.
+    fn resume(
+        &mut self,
+        records: &mut Records<ChunkReader<BufReader<File>>>,
+        section: usize,
+        record: u64,
+    ) -> Result<(), Error> {
+        if record == 0 {
+            return Ok(records.resume(section, 0)?);
+        }
+        records.resume(section, 0)?;
+        let Some(first) = records.next().transpose()? else { return Ok(()) };
+        if let Record::Room(Room::Head(head)) = first.record {
+            self.room =
+                Some(OpenRoom { room_id: head.room_id, snapshot: None, events: Vec::new() });
+        }
+        for _ in 1..record {
+            records.next().transpose()?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, entry: Entry) -> Result<(), Error> {
+        let next = entry.number.saturating_add(1);
+        match entry.record {
+            Record::User(user) => {
+                self.tally.users += 1;
+                self.pending.push(Change::User(users::verify(user, &self.peer)?));
+            }
+            Record::OneTimeKeys(pool) => self.pending.push(Change::Pool(Box::new(pool))),
+            Record::ToDevice(message) => self.pending.push(to_device(message)?),
+            Record::Claim(claim) => self.pending.push(Change::Claim(key_claim(claim))),
+            Record::Room(record) => return self.take_room(record, next),
+            Record::Media(record) => return self.take_media(record, next),
+            Record::Keys(_) | Record::Card(_) | Record::Receipt(_) | Record::Want(_) => {}
+        }
+        if self.pending.len() >= SLICE {
+            self.store_slice(next)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the pending changes and notes the progress, in one command.
+    fn store_slice(&mut self, next: u64) -> Result<(), Error> {
+        self.progress.record = next;
+        let pending = std::mem::take(&mut self.pending);
+        let (origin, incarnation) = (self.peer.clone(), self.incarnation);
+        self.write(move |write, tally| apply(write, &origin, incarnation, &pending, tally))
+    }
+
+    /// Runs a command that also notes the progress.
+    fn write(
+        &mut self,
+        command: impl FnOnce(&mut Write<'_>, &mut Tally) -> Result<(), sallyport_store::Error>
+        + Send
+        + 'static,
+    ) -> Result<(), Error> {
+        let mut tally = std::mem::take(&mut self.tally);
+        let mut progress = self.progress.clone();
+        let (peer, seq, manifest) = (self.peer.clone(), self.seq, self.manifest);
+        self.tally = self.app.store.write(move |write| {
+            command(write, &mut tally)?;
+            progress.report = serde_json::to_string(&tally)
+                .map_err(|error| sallyport_store::Error::corrupt("imports", error))?;
+            write.note_import(&peer, seq, &manifest, &progress)?;
+            Ok::<_, sallyport_store::Error>(tally)
+        })?;
+        Ok(())
+    }
+
+    fn take_room(&mut self, record: Room, next: u64) -> Result<(), Error> {
+        match record {
+            Room::Head(head) => {
+                let snapshot = head.snapshot.then(|| rooms::Incoming::new(head.version));
+                self.room = Some(OpenRoom { room_id: head.room_id, snapshot, events: Vec::new() });
+                Ok(())
+            }
+            Room::Pdu(pdu) if pdu.role == PduRole::Timeline => {
+                self.end_snapshot()?;
+                let Some(room) = &mut self.room else { return Ok(()) };
+                room.events.push(pdu.json);
+                if room.events.len() >= EVENTS { self.store_events(next) } else { Ok(()) }
+            }
+            Room::Pdu(pdu) => {
+                let keys = self.app.store.read(|read| read.server_keys())?;
+                let snapshot = self.room.as_mut().and_then(|room| room.snapshot.as_mut());
+                snapshot.map_or(Ok(()), |snapshot| snapshot.push(&pdu, &keys))
+            }
+            // The judgement of an event is made here again, and a hole shows as events that wait.
+            Room::Gap(_) | Room::Withheld(_) => Ok(()),
+        }
+    }
+
+    /// Takes the room over once its snapshot is complete.
+    fn end_snapshot(&mut self) -> Result<(), Error> {
+        let Some(room) = &mut self.room else { return Ok(()) };
+        let Some(snapshot) = room.snapshot.take() else { return Ok(()) };
+        let room_id = room.room_id.clone();
+        if self.app.store.read(|read| read.room(&room_id))?.is_some() {
+            return Ok(());
+        }
+        let takeover: Takeover = snapshot.finish()?;
+        if takeover.room_id != room_id {
+            return Err(Error::Content(format!("the snapshot of {room_id} is of another room")));
+        }
+        let peer = self.peer.clone();
+        self.write(move |write, tally| {
+            if let Outcome::Done(_) = write.take_over(&takeover)? {
+                tally.invitations += 1;
+            }
+            write.note_peer_has_room(&peer, &room_id)
+        })
+    }
+
+    fn store_events(&mut self, next: u64) -> Result<(), Error> {
+        let Some(room) = &mut self.room else { return Ok(()) };
+        let events = std::mem::take(&mut room.events);
+        let room_id = room.room_id.clone();
+        self.receive(&room_id, events)?;
+        self.progress.record = next;
+        let peer = self.peer.clone();
+        self.write(move |write, _| write.note_peer_has_room(&peer, &room_id))
+    }
+
+    fn receive(&mut self, room_id: &OwnedRoomId, events: Vec<Vec<u8>>) -> Result<(), Error> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let store = &self.app.store;
+        let keys = store.read(|read| read.server_keys())?;
+        let report = receive(store, room_id, events, &keys, &mut NothingMore, self.now)?;
+        self.tally.count(&report);
+        let waiting: Vec<_> = report.waiting.into_iter().map(waiting_event).collect();
+        if !waiting.is_empty() {
+            let (room_id, now) = (room_id.clone(), self.now);
+            store.write(move |write| {
+                waiting.iter().try_for_each(|event| write.keep_waiting(&room_id, event, now))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn take_media(
+        &mut self,
+        record: sallyport_core::bundle::Media,
+        next: u64,
+    ) -> Result<(), Error> {
+        let complete = media::take(self.app, &self.peer, &mut self.file, record, self.now)?;
+        if let Some(stored) = complete {
+            self.progress.record = next;
+            self.write(move |write, tally| {
+                tally.media += u64::from(write.add_media(&stored)?);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn end_section(&mut self) -> Result<(), Error> {
+        self.end_snapshot()?;
+        if !self.pending.is_empty() {
+            self.store_slice(self.progress.record)?;
+        }
+        if self.room.is_some() {
+            self.store_events(self.progress.record)?;
+            self.room = None;
+        }
+        Ok(())
+    }
+
+    /// Tries again what waited, and notes the bundle as received: the next one to the peer acknowledges it.
+    fn finish(mut self, manifest: &Manifest) -> Result<BundleImported, Error> {
+        self.retry_waiting()?;
+        let received = Received {
+            incarnation: self.incarnation,
+            seq: self.seq,
+            manifest: self.manifest,
+            time: self.now,
+        };
+        let (peer, ack) = (self.peer.clone(), manifest.ack.clone());
+        self.write(move |write, _| {
+            if let Some(ack) = &ack {
+                acknowledge(write, &peer, ack)?;
+            }
+            write.note_received(&peer, &received)
+        })?;
+        log::info!(peer:% = self.peer, sequence = self.seq, events = self.tally.accepted; "a bundle was imported");
+        Ok(BundleImported {
+            peer: self.peer,
+            sequence: self.seq,
+            known: false,
+            report: self.tally.sentences(),
+        })
+    }
+
+    fn retry_waiting(&mut self) -> Result<(), Error> {
+        for room_id in self.app.store.read(|read| read.rooms_with_waiting_events())? {
+            if self.app.store.read(|read| read.room(&room_id))?.is_none() {
+                continue;
+            }
+            let waiting = self.app.store.read(|read| read.waiting_events(&room_id))?;
+            let hashes: Vec<_> = waiting.iter().map(|event| event.sha256).collect();
+            self.app.store.write(move |write| {
+                hashes.iter().try_for_each(|sha256| write.forget_waiting(sha256))
+            })?;
+            let events = waiting.into_iter().map(|event| event.json).collect();
+            self.tally.waiting = 0;
+            self.receive(&room_id, events)?;
+        }
+        Ok(())
+    }
+}
+
+fn apply(
+    write: &mut Write<'_>,
+    origin: &ServerName,
+    incarnation: Incarnation,
+    pending: &[Change],
+    tally: &mut Tally,
+) -> Result<(), sallyport_store::Error> {
+    for change in pending {
+        match change {
+            Change::User(user) => {
+                let alarming = users::store(write, std::slice::from_ref(user))?;
+                tally.master_keys_changed.extend(alarming.iter().map(ToString::to_string));
+            }
+            Change::Pool(pool) => {
+                tally.one_time_keys += users::store_pool(write, origin, incarnation, pool)?;
+            }
+            Change::ToDevice(n, edu) => {
+                tally.to_device +=
+                    u64::from(write.receive_to_device(origin, incarnation, *n, edu)?);
+            }
+            Change::Claim(claim) => {
+                write.peer_claimed_keys(origin, std::slice::from_ref(claim))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The peer has everything up to a bundle of ours.
+fn acknowledge(
+    write: &mut Write<'_>,
+    peer: &ServerName,
+    ack: &Ack,
+) -> Result<(), sallyport_store::Error> {
+    // Numbers from before a restore say nothing about what was sent since.
+    if write.incarnation()?.0 != ack.incarnation.0 {
+        return Ok(());
+    }
+    write.note_acknowledged(peer, ack.seq)?;
+    write.forget_outgoing_to_device(peer, i64::try_from(ack.to_device).unwrap_or(i64::MAX))
+}
+
+fn to_device(message: ToDevice) -> Result<Change, Error> {
+    let unsound = |error: serde_json::Error| {
+        Error::Content(format!("to-device message {}: {error}", message.n))
+    };
+    let mut edu = DirectDeviceContent::new(
+        message.sender.clone(),
+        message.event_type.clone().into(),
+        message.message_id.clone().into(),
+    );
+    edu.messages = serde_json::from_slice(&message.messages).map_err(unsound)?;
+    let n = i64::try_from(message.n)
+        .map_err(|_| Error::Content("a to-device message has no number".to_owned()))?;
+    Ok(Change::ToDevice(n, Box::new(edu)))
+}
+
+fn key_claim(claim: OneTimeKeyClaim) -> KeyClaim {
+    KeyClaim {
+        n: i64::try_from(claim.n).unwrap_or(i64::MAX),
+        user_id: claim.user_id,
+        device_id: claim.device_id,
+        key_id: claim.key_id,
+    }
+}
+
+fn waiting_event(waiting: receive::Waiting) -> WaitingEvent {
+    let hash = digest::digest(&digest::SHA256, &waiting.json);
+    let sha256 = <[u8; 32]>::try_from(hash.as_ref()).unwrap_or_default();
+    WaitingEvent { json: waiting.json, sha256 }
+}
+
+fn named_server(json: &str) -> Option<OwnedServerName> {
+    #[derive(Deserialize)]
+    struct Named {
+        server_name: OwnedServerName,
+    }
+    serde_json::from_str::<Named>(json).ok().map(|named| named.server_name)
+}
+
+impl Tally {
+    fn count(&mut self, report: &receive::Report) {
+        self.accepted += report.accepted;
+        self.redacted += report.redacted;
+        self.known += report.known;
+        self.waiting += u64::try_from(report.waiting.len()).unwrap_or_default();
+        let line = |refused: &receive::Refused| format!("{}: {}", refused.event_id, refused.reason);
+        let room = |lines: &[String]| limits::REPORT_LINES_MAX.saturating_sub(lines.len());
+        let free = room(&self.soft_failed);
+        self.soft_failed.extend(report.soft_failed.iter().take(free).map(line));
+        let free = room(&self.rejected);
+        self.rejected.extend(report.rejected.iter().take(free).map(line));
+        let free = room(&self.dropped);
+        self.dropped.extend(report.dropped.iter().take(free).cloned());
+    }
+
+    /// The tally for people.
+    fn sentences(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut say = |number: u64, what: &str| {
+            if number > 0 {
+                lines.push(format!("{number} {what}"));
+            }
+        };
+        say(self.invitations, "rooms came with an invitation");
+        say(self.accepted, "events were taken into their rooms");
+        say(self.redacted, "events came only in their redacted form");
+        say(self.known, "events were here already");
+        say(self.to_device, "messages to devices were delivered");
+        say(self.users, "users' keys and profiles were updated");
+        say(self.one_time_keys, "one-time keys were received");
+        say(self.media, "files were received");
+        say(self.waiting, "events wait for other events, newer keys or their time");
+        for (what, refused) in [
+            ("withheld from members, the room's rules changed meanwhile", &self.soft_failed),
+            ("rejected, against the room's rules", &self.rejected),
+            ("dropped, not genuine", &self.dropped),
+        ] {
+            lines.extend(refused.iter().map(|line| format!("{what}: {line}")));
+        }
+        lines.extend(self.master_keys_changed.iter().map(|user| {
+            format!("the master key of {user} has changed: ask the peer's officer whether that is right")
+        }));
+        lines
+    }
+}

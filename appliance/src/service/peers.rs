@@ -1,0 +1,157 @@
+//! Pairing: the box's own card, and the cards of the enclaves that it exchanges bundles with.
+
+use ruma::ServerName;
+use sallyport_core::{
+    admin::CardRequest,
+    card::{
+        Card, CardError, CourierKey, EncryptionKey, EncryptionSuite, Incarnation, Mismatch, Proposed,
+    },
+    event::{KeyDocument, KeyDocumentError},
+    limits,
+    sign::{Algorithm, KeyRole, PublicKey},
+    time::Millis,
+};
+use sallyport_store::{Peer, Store};
+
+use super::own_keys;
+use crate::app::App;
+
+/// How many one-time keys of each device a peer is given. Each pair of devices takes one, once.
+const POOL_TARGET: u32 = 30;
+
+/// Why pairing failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database failed.
+    #[error("cards cannot be read or kept")]
+    Store(#[from] sallyport_store::Error),
+    /// The box's keys are not to be had.
+    #[error(transparent)]
+    Keys(#[from] own_keys::Error),
+    /// There is no token.
+    #[error("the box has no token: set [token] in the configuration")]
+    NoToken,
+    /// The card is not accepted.
+    #[error("the card is not accepted")]
+    Card(#[from] CardError),
+    /// The fingerprint is another.
+    #[error(transparent)]
+    Fingerprint(#[from] Mismatch),
+    /// The key document on a confirmed card is not sound.
+    #[error("the card's Matrix keys are not sound")]
+    ServerKeys(#[from] KeyDocumentError),
+    /// The card is not the one that this place is for.
+    #[error("{0}")]
+    WrongCard(&'static str),
+    /// A stored key is damaged.
+    #[error("the database holds a damaged key")]
+    Damaged,
+}
+
+/// The box's public keys, for the enclave root to sign.
+///
+/// # Errors
+/// If the token was never present, or does not sign the key document.
+pub fn card_request(app: &App, now: Millis) -> Result<CardRequest, Error> {
+    let token = app.token.as_ref().ok_or(Error::NoToken)?;
+    own_keys::ensure(&app.store, &**token, now)?;
+    let server_name = app.config.server_name.clone();
+    let document = own_keys::key_document(&app.store, &**token, &server_name, now)?;
+    let not_after = Millis(now.0.saturating_add(limits::COURIER_KEY_LIFETIME_MS));
+    let signing = own_keys::required(&app.store, KeyRole::Courier)?;
+    let (incarnation, previous) =
+        app.store.read(|read| Ok::<_, sallyport_store::Error>((read.incarnation()?, read.own_card()?)))?;
+    Ok(CardRequest {
+        server_name,
+        signing_keys: vec![CourierKey { public: public_key(&signing)?, not_after }],
+        encryption_keys: vec![encryption_key(&app.store, not_after)?],
+        server_keys: document.into_bytes(),
+        incarnation: Incarnation(incarnation.0),
+        previous: previous.map(|card| Card::stored(&card)).transpose()?.map(|card| card.hash()),
+    })
+}
+
+/// The key that peers encrypt bundles for this box to.
+///
+/// # Errors
+/// If there is none yet.
+pub fn encryption_key(store: &Store, not_after: Millis) -> Result<EncryptionKey, Error> {
+    let key = own_keys::required(store, KeyRole::CourierEncryption)?;
+    Ok(EncryptionKey {
+        suite: EncryptionSuite::P256HkdfSha256Aes256Gcm.code(),
+        public: key.key.public,
+        not_after,
+    })
+}
+
+/// Installs the box's own card, as the enclave root signed it.
+///
+/// # Errors
+/// If it is not valid, of another server, or names other keys than the box has.
+pub fn install_own_card(app: &App, bytes: Vec<u8>, now: Millis) -> Result<Card, Error> {
+    let card = Card::stored(&bytes)?;
+    card.check_time(now)?;
+    if card.content().server_name != app.config.server_name {
+        return Err(Error::WrongCard("the card is of another server: install it on that server's box"));
+    }
+    let signing = public_key(&own_keys::required(&app.store, KeyRole::Courier)?)?;
+    if !card.content().signing_keys.iter().any(|key| key.public == signing) {
+        return Err(Error::WrongCard(
+            "the card does not name this box's courier key: ask the box for a new request and have that signed",
+        ));
+    }
+    app.store.write(move |write| write.set_own_card(&bytes))?;
+    Ok(card)
+}
+
+/// Pairs with an enclave: an officer typed the fingerprint that the other enclave's officer read aloud.
+///
+/// # Errors
+/// If the card is not valid, or the fingerprint is another: then nothing changes.
+pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, now: Millis) -> Result<Card, Error> {
+    let proposed = Proposed::parse(&bytes, now)?;
+    if proposed.content().server_name == app.config.server_name {
+        return Err(Error::WrongCard("this is the box's own card: give it to the peer, and take the peer's"));
+    }
+    let card = proposed.confirm(fingerprint)?;
+    let server = card.content().server_name.clone();
+    let document = String::from_utf8_lossy(&card.content().server_keys).into_owned();
+    let document = KeyDocument::verify(&document, &server, card.content().not_before)?;
+    app.store.write(move |write| {
+        write.set_peer(&server, &bytes, now)?;
+        write.keep_server_keys(&document)?;
+        write.allot_one_time_keys(&server, POOL_TARGET)
+    })?;
+    Ok(card)
+}
+
+/// All peers with their cards.
+///
+/// # Errors
+/// If the database fails or holds something that is no card.
+pub fn list(store: &Store) -> Result<Vec<(Peer, Card)>, Error> {
+    let peers = store.read(|read| read.peers())?;
+    peers.into_iter().map(|peer| Ok((Card::stored(&peer.card)?, peer)))
+        .map(|result: Result<_, Error>| result.map(|(card, peer)| (peer, card)))
+        .collect()
+}
+
+/// Whether an enclave is paired with this one: only then can its users be reached.
+///
+/// # Errors
+/// If the database fails.
+pub fn is_peer(store: &Store, server: &ServerName) -> Result<bool, Error> {
+    Ok(store.read(|read| read.peer(server))?.is_some())
+}
+
+/// The public half of one of the box's keys.
+///
+/// # Errors
+/// If the database holds something else.
+pub fn public_key(key: &own_keys::Current) -> Result<PublicKey, Error> {
+    let algorithm = [Algorithm::Ed25519, Algorithm::P256]
+        .into_iter()
+        .find(|algorithm| algorithm.as_str() == key.key.algorithm)
+        .ok_or(Error::Damaged)?;
+    PublicKey::new(algorithm, &key.key.public).map_err(|_| Error::Damaged)
+}
