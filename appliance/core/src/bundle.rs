@@ -62,8 +62,9 @@ pub use manifest::{
 };
 pub use reader::{Authentic, Gate, Sealed, Unlocked};
 pub use record::{
-    Device, Kind, Media, MediaHead, OneTimeKey, Pdu, PduRole, Pool, Receipt, Record, RecordError,
-    Room, RoomGap, RoomHead, ServerKeys, ToDevice, User, UserStatus, Verdict, Want, Withheld,
+    Device, Kind, Media, MediaHead, OneTimeKey, OneTimeKeyClaim, Pdu, PduRole, Pool, Receipt,
+    Record, RecordError, Room, RoomGap, RoomHead, ServerKeys, ToDevice, User, UserStatus, Verdict,
+    Want, Withheld,
 };
 pub use records::{Entry, Records, Source, Spool};
 pub use sequence::{Last, Position, Sequence, continues, sequence};

@@ -136,3 +136,18 @@ pub const CLAIMS_MAX: usize = 10_000;
 pub const KEY_QUERY_USERS_MAX: usize = 10_000;
 /// Signatures that others may have put on a user's keys and devices.
 pub const KEY_SIGNATURES_MAX: usize = 2_000;
+
+// --- The exchange of bundles ---
+
+/// Milliseconds for which a courier key may be used once a card or bundle names it: two years.
+pub const COURIER_KEY_LIFETIME_MS: u64 = 2 * 365 * 24 * 60 * 60 * 1000;
+/// Milliseconds for which a bundle may be imported after it was made.
+pub const BUNDLE_VALIDITY_MS: u64 = 90 * 24 * 60 * 60 * 1000;
+/// Milliseconds for which a peer may give one-time keys away.
+pub const POOL_LIFETIME_MS: u64 = 180 * 24 * 60 * 60 * 1000;
+/// Bytes of the largest bundle that is taken.
+pub const BUNDLE_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
+/// Lines of each kind in the report of an import.
+pub const REPORT_LINES_MAX: usize = 100;
+/// Bytes of the largest media file that travels without being asked for.
+pub const MEDIA_PUSH_BYTES_MAX: u64 = 8 * 1024 * 1024;

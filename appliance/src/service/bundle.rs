@@ -6,7 +6,6 @@
 
 pub mod export;
 pub mod import;
-mod media;
 mod rooms;
 mod users;
 

@@ -4,7 +4,8 @@ use ruma::ServerName;
 use sallyport_core::{
     admin::CardRequest,
     card::{
-        Card, CardError, CourierKey, EncryptionKey, EncryptionSuite, Incarnation, Mismatch, Proposed,
+        Card, CardError, CourierKey, EncryptionKey, EncryptionSuite, Incarnation, Mismatch,
+        Proposed,
     },
     event::{KeyDocument, KeyDocumentError},
     limits,
@@ -59,8 +60,9 @@ pub fn card_request(app: &App, now: Millis) -> Result<CardRequest, Error> {
     let document = own_keys::key_document(&app.store, &**token, &server_name, now)?;
     let not_after = Millis(now.0.saturating_add(limits::COURIER_KEY_LIFETIME_MS));
     let signing = own_keys::required(&app.store, KeyRole::Courier)?;
-    let (incarnation, previous) =
-        app.store.read(|read| Ok::<_, sallyport_store::Error>((read.incarnation()?, read.own_card()?)))?;
+    let (incarnation, previous) = app
+        .store
+        .read(|read| Ok::<_, sallyport_store::Error>((read.incarnation()?, read.own_card()?)))?;
     Ok(CardRequest {
         server_name,
         signing_keys: vec![CourierKey { public: public_key(&signing)?, not_after }],
@@ -92,7 +94,9 @@ pub fn install_own_card(app: &App, bytes: Vec<u8>, now: Millis) -> Result<Card, 
     let card = Card::stored(&bytes)?;
     card.check_time(now)?;
     if card.content().server_name != app.config.server_name {
-        return Err(Error::WrongCard("the card is of another server: install it on that server's box"));
+        return Err(Error::WrongCard(
+            "the card is of another server: install it on that server's box",
+        ));
     }
     let signing = public_key(&own_keys::required(&app.store, KeyRole::Courier)?)?;
     if !card.content().signing_keys.iter().any(|key| key.public == signing) {
@@ -111,7 +115,9 @@ pub fn install_own_card(app: &App, bytes: Vec<u8>, now: Millis) -> Result<Card, 
 pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, now: Millis) -> Result<Card, Error> {
     let proposed = Proposed::parse(&bytes, now)?;
     if proposed.content().server_name == app.config.server_name {
-        return Err(Error::WrongCard("this is the box's own card: give it to the peer, and take the peer's"));
+        return Err(Error::WrongCard(
+            "this is the box's own card: give it to the peer, and take the peer's",
+        ));
     }
     let card = proposed.confirm(fingerprint)?;
     let server = card.content().server_name.clone();
@@ -131,7 +137,9 @@ pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, now: Millis) -> Result
 /// If the database fails or holds something that is no card.
 pub fn list(store: &Store) -> Result<Vec<(Peer, Card)>, Error> {
     let peers = store.read(|read| read.peers())?;
-    peers.into_iter().map(|peer| Ok((Card::stored(&peer.card)?, peer)))
+    peers
+        .into_iter()
+        .map(|peer| Ok((Card::stored(&peer.card)?, peer)))
         .map(|result: Result<_, Error>| result.map(|(card, peer)| (peer, card)))
         .collect()
 }

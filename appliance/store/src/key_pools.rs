@@ -124,6 +124,17 @@ impl Read<'_> {
     }
 }
 
+impl Read<'_> {
+    /// The number of the last of what came from a server: `to_device` or `pool`; 0 if nothing has come.
+    pub fn incoming_number(&self, server: &ServerName, kind: &str) -> Result<i64> {
+        let found = self
+            .prepare("SELECT n FROM incoming_counters WHERE server = ?1 AND kind = ?2")?
+            .query_row([server.as_str(), kind], |row| row.get(0))
+            .optional()?;
+        Ok(found.unwrap_or_default())
+    }
+}
+
 impl Write<'_> {
     /// Says how many one-time keys of each device a peer should hold. Pools fill as clients upload; with 0 no more
     /// are allotted.
@@ -208,6 +219,16 @@ impl Write<'_> {
             ])?;
         }
         Ok(())
+    }
+
+    /// Stores the fallback key of another server's device. Verified before.
+    pub fn receive_fallback_key(
+        &mut self,
+        user_id: &UserId,
+        device_id: &DeviceId,
+        key: &OneTimeKey,
+    ) -> Result<()> {
+        self.set_fallback_key(user_id, device_id, key)
     }
 
     /// Gives a key of another server's device away: the oldest of its pool, or else its fallback key.

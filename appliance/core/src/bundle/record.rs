@@ -41,6 +41,8 @@ pub enum Kind {
     Receipts = 8,
     /// What the sender would like to have.
     Want = 9,
+    /// One-time keys of the recipient's users that were given away.
+    Claims = 10,
 }
 
 impl Kind {
@@ -56,6 +58,7 @@ impl Kind {
             Self::Media,
             Self::Receipts,
             Self::Want,
+            Self::Claims,
         ]
         .into_iter()
         .find(|kind| kind.code() == code)
@@ -81,7 +84,7 @@ impl Kind {
             Self::ToDevice => TO_DEVICE_BYTES_MAX + FRAME,
             Self::Media => MEDIA_PART_BYTES_MAX + FRAME,
             Self::Users | Self::OneTimeKeys | Self::Room => RECORD_BYTES_MAX,
-            Self::Receipts | Self::Want => FRAME,
+            Self::Receipts | Self::Want | Self::Claims => FRAME,
         }
     }
 }
@@ -107,6 +110,8 @@ pub enum Record {
     Receipt(Receipt),
     /// A wish.
     Want(Want),
+    /// A one-time key that was given away.
+    Claim(OneTimeKeyClaim),
 }
 
 /// A key document (Server-Server API, `GET /_matrix/key/v2/server`).
@@ -194,23 +199,14 @@ pub struct Pool {
     /// The device.
     #[cbor(n(1), with = "cbor::id")]
     pub device_id: OwnedDeviceId,
-    /// The pool.
-    #[cbor(n(2), with = "minicbor::bytes")]
-    pub pool_id: [u8; 16],
-    /// Grows when all keys handed out before are void.
-    #[n(3)]
-    pub generation: u32,
     /// In the order in which the device uploaded them, which is the order to hand them out in.
-    #[n(4)]
+    #[n(2)]
     pub keys: Vec<OneTimeKey>,
     /// The key for when no other is left.
-    #[n(5)]
+    #[n(3)]
     pub fallback: Option<OneTimeKey>,
-    /// When the device uploaded the fallback key: it forgets the private half some time after the next one.
-    #[n(6)]
-    pub fallback_uploaded: Option<Millis>,
     /// When the keys are void.
-    #[n(7)]
+    #[n(4)]
     pub expires: Millis,
 }
 
@@ -218,12 +214,33 @@ pub struct Pool {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct OneTimeKey {
-    /// Algorithm and name, as in `signed_curve25519:AAAAHQ`.
+    /// The place in the queue of one-time keys from sender to recipient: each is received once. 0 for a fallback key.
     #[n(0)]
+    pub n: u64,
+    /// Algorithm and name, as in `signed_curve25519:AAAAHQ`.
+    #[n(1)]
     pub key_id: String,
     /// The signed key (JSON, as in `/user/keys/claim`).
-    #[cbor(n(1), with = "minicbor::bytes")]
+    #[cbor(n(2), with = "minicbor::bytes")]
     pub json: Vec<u8>,
+}
+
+/// A one-time key of the recipient's that the sender gave away: it no longer counts, and its pool is filled up again.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct OneTimeKeyClaim {
+    /// The place in the queue from sender to recipient.
+    #[n(0)]
+    pub n: u64,
+    /// The user.
+    #[cbor(n(1), with = "cbor::id")]
+    pub user_id: OwnedUserId,
+    /// The device.
+    #[cbor(n(2), with = "cbor::id")]
+    pub device_id: OwnedDeviceId,
+    /// Algorithm and name.
+    #[n(3)]
+    pub key_id: String,
 }
 
 /// To-device messages of one sender (Server-Server API, `m.direct_to_device`).
@@ -480,6 +497,7 @@ impl Record {
             Self::Media(_) => Kind::Media,
             Self::Receipt(_) => Kind::Receipts,
             Self::Want(_) => Kind::Want,
+            Self::Claim(_) => Kind::Claims,
         }
     }
 
@@ -499,6 +517,7 @@ impl Record {
             Kind::Media => cbor::from_bytes(body).map(Self::Media),
             Kind::Receipts => cbor::from_bytes(body).map(Self::Receipt),
             Kind::Want => cbor::from_bytes(body).map(Self::Want),
+            Kind::Claims => cbor::from_bytes(body).map(Self::Claim),
         };
         record.map_err(RecordError::Malformed)
     }
@@ -515,6 +534,7 @@ impl Record {
             Self::Media(record) => cbor::append(record, buffer),
             Self::Receipt(receipt) => cbor::append(receipt, buffer),
             Self::Want(want) => cbor::append(want, buffer),
+            Self::Claim(claim) => cbor::append(claim, buffer),
         }
         .map_err(RecordError::Malformed)
     }

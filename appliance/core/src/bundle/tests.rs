@@ -216,15 +216,12 @@ fn user() -> User {
 }
 
 fn pool() -> Pool {
-    let key = OneTimeKey { key_id: "signed_curve25519:A".to_owned(), json: b"{}".to_vec() };
+    let key = OneTimeKey { n: 1, key_id: "signed_curve25519:A".to_owned(), json: b"{}".to_vec() };
     Pool {
         user_id: user_id!("@alice:alpha.example").to_owned(),
         device_id: device_id!("DEVICE").to_owned(),
-        pool_id: [8; 16],
-        generation: 2,
         keys: vec![key.clone()],
         fallback: Some(key),
-        fallback_uploaded: Some(NOW),
         expires: NOW.plus(DAY * 180),
     }
 }

@@ -11,8 +11,8 @@ use minicbor::bytes::ByteVec;
 use ruma::{OwnedEventId, OwnedRoomId, ServerName};
 use sallyport_core::{
     bundle::{
-        Ack, BundleId, BundleKind, Clock, Contents, Envelope, Header, Kind, Manifest, OneTimeKeyClaim,
-        Prerequisites, Record, RoomFrontier, ToDevice, Writer,
+        Ack, BundleId, BundleKind, Clock, Contents, Envelope, Header, Kind, Manifest,
+        OneTimeKeyClaim, Prerequisites, Record, RoomFrontier, ToDevice, Writer,
     },
     card::{Card, Incarnation},
     digest::Sha256,
@@ -22,7 +22,7 @@ use sallyport_core::{
 };
 use sallyport_store::{Peer, Read, Told};
 
-use super::{Error, file, media, rooms, users};
+use super::{Error, file, rooms, users};
 use crate::{
     app::{App, random},
     service::{own_keys, peers, signer},
@@ -55,10 +55,8 @@ struct Filled {
 /// If the peer is not known, events wait for their signatures, or a disk or the token fails. No number is used up unless
 /// the bundle is complete.
 pub fn export(app: &App, to: &ServerName, now: Millis) -> Result<Exported, Error> {
-    let peer = app
-        .store
-        .read(|read| read.peer(to))?
-        .ok_or_else(|| Error::NotAPeer(to.to_owned()))?;
+    let peer =
+        app.store.read(|read| read.peer(to))?.ok_or_else(|| Error::NotAPeer(to.to_owned()))?;
     let card = Card::stored(&peer.card).map_err(peers::Error::from)?;
     card.check_time(now).map_err(peers::Error::from)?;
     if app.store.read(|read| read.own_card())?.is_none() {
@@ -122,11 +120,9 @@ fn fill(
             events: room.room.extremities.clone(),
         });
     }
-    media::export(read, app, peer, &shared, &mut writer)?;
     told.claims = export_claims(read, peer, &mut writer)?;
     let (_, contents) = writer.finish()?;
-    let prerequisites =
-        Prerequisites { rooms: Vec::new(), to_device: first.saturating_sub(1) };
+    let prerequisites = Prerequisites { rooms: Vec::new(), to_device: first.saturating_sub(1) };
     Ok(Filled { contents, told, snapshots, prerequisites, frontiers })
 }
 
@@ -305,12 +301,12 @@ impl Temporary {
             .create_new(true)
             .mode(0o600)
             .open(&path)
-            .map_err(self::file("make", &path))?;
+            .map_err(file("make", &path))?;
         Ok(Self { file, path })
     }
 
     fn keep(mut self, path: PathBuf) -> Result<(), Error> {
-        fs::rename(&self.path, &path).map_err(self::file("name", &path))?;
+        fs::rename(&self.path, &path).map_err(file("name", &path))?;
         self.path = PathBuf::new();
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! every change can be repeated, so an import that was interrupted goes on where it stopped.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{BufReader, Seek as _, SeekFrom},
     path::Path,
@@ -12,7 +13,8 @@ use std::{
 
 use ring::digest;
 use ruma::{
-    OwnedRoomId, OwnedServerName, ServerName, api::federation::transactions::edu::DirectDeviceContent,
+    OwnedRoomId, OwnedServerName, ServerName,
+    api::federation::transactions::edu::DirectDeviceContent,
 };
 use sallyport_core::{
     admin::BundleImported,
@@ -33,7 +35,7 @@ use sallyport_store::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Error, file, media, rooms, users};
+use super::{Error, file, rooms, users};
 use crate::{
     app::App,
     service::{
@@ -116,9 +118,7 @@ fn unlock(
     let token = app.token.as_deref().ok_or(peers::Error::NoToken)?;
     let key = own_keys::required(&app.store, KeyRole::CourierEncryption)?;
     let own = peers::encryption_key(&app.store, now)?;
-    Ok(sealed.unlock(&own, |point| {
-        token.agree(&key.name, point).map(|secret| *secret.expose())
-    })?)
+    Ok(sealed.unlock(&own, |point| token.agree(&key.name, point).map(|secret| *secret.expose()))?)
 }
 
 /// Every bundle repeats what was not acknowledged, so one that was lost is made up for by the next, if that says so.
@@ -165,7 +165,8 @@ struct Import<'a> {
     now: Millis,
     pending: Vec<Change>,
     room: Option<OpenRoom>,
-    file: Option<media::Incoming>,
+    /// Every server's keys, those of this bundle included.
+    keys: BTreeMap<OwnedServerName, KeyDocument>,
 }
 
 /// A change that the next slice makes.
@@ -192,8 +193,7 @@ impl<'a> Import<'a> {
     ) -> Result<Self, Error> {
         let header = authentic.header();
         let manifest = *header.manifest.as_bytes();
-        let progress =
-            app.store.read(|read| read.import_progress(&peer, header.seq, &manifest))?;
+        let progress = app.store.read(|read| read.import_progress(&peer, header.seq, &manifest))?;
         let progress = progress.unwrap_or_default();
         Ok(Self {
             app,
@@ -207,12 +207,12 @@ impl<'a> Import<'a> {
             now,
             pending: Vec::new(),
             room: None,
-            file: None,
+            keys: BTreeMap::new(),
         })
     }
 
     /// Keeps the key documents: the peer's own, made when the bundle was made; those of others only if we have none by themselves.
-    fn take_server_keys(&self, manifest: &Manifest) -> Result<(), Error> {
+    fn take_server_keys(&mut self, manifest: &Manifest) -> Result<(), Error> {
         let paired: Vec<OwnedServerName> =
             self.app.store.read(|read| read.peers())?.into_iter().map(|peer| peer.server).collect();
         for bytes in &manifest.server_keys {
@@ -226,10 +226,14 @@ impl<'a> Import<'a> {
                 .map_err(|error| Error::Content(format!("the keys of {server}: {error}")))?;
             self.app.store.write(move |write| write.keep_server_keys(&document))?;
         }
+        self.keys = self.app.store.read(|read| read.server_keys())?;
         Ok(())
     }
 
-    fn take_records(&mut self, records: &mut Records<ChunkReader<BufReader<File>>>) -> Result<(), Error> {
+    fn take_records(
+        &mut self,
+        records: &mut Records<ChunkReader<BufReader<File>>>,
+    ) -> Result<(), Error> {
         let (section, record) = (self.progress.section, self.progress.record);
         self.resume(records, section, record)?;
         for entry in records {
@@ -277,8 +281,11 @@ impl<'a> Import<'a> {
             Record::ToDevice(message) => self.pending.push(to_device(message)?),
             Record::Claim(claim) => self.pending.push(Change::Claim(key_claim(claim))),
             Record::Room(record) => return self.take_room(record, next),
-            Record::Media(record) => return self.take_media(record, next),
-            Record::Keys(_) | Record::Card(_) | Record::Receipt(_) | Record::Want(_) => {}
+            Record::Media(_)
+            | Record::Keys(_)
+            | Record::Card(_)
+            | Record::Receipt(_)
+            | Record::Want(_) => {}
         }
         if self.pending.len() >= SLICE {
             self.store_slice(next)?;
@@ -328,9 +335,8 @@ impl<'a> Import<'a> {
                 if room.events.len() >= EVENTS { self.store_events(next) } else { Ok(()) }
             }
             Room::Pdu(pdu) => {
-                let keys = self.app.store.read(|read| read.server_keys())?;
                 let snapshot = self.room.as_mut().and_then(|room| room.snapshot.as_mut());
-                snapshot.map_or(Ok(()), |snapshot| snapshot.push(&pdu, &keys))
+                snapshot.map_or(Ok(()), |snapshot| snapshot.push(&pdu, &self.keys))
             }
             // The judgement of an event is made here again, and a hole shows as events that wait.
             Room::Gap(_) | Room::Withheld(_) => Ok(()),
@@ -373,30 +379,13 @@ impl<'a> Import<'a> {
             return Ok(());
         }
         let store = &self.app.store;
-        let keys = store.read(|read| read.server_keys())?;
-        let report = receive(store, room_id, events, &keys, &mut NothingMore, self.now)?;
+        let report = receive(store, room_id, events, &self.keys, &mut NothingMore, self.now)?;
         self.tally.count(&report);
         let waiting: Vec<_> = report.waiting.into_iter().map(waiting_event).collect();
         if !waiting.is_empty() {
             let (room_id, now) = (room_id.clone(), self.now);
             store.write(move |write| {
                 waiting.iter().try_for_each(|event| write.keep_waiting(&room_id, event, now))
-            })?;
-        }
-        Ok(())
-    }
-
-    fn take_media(
-        &mut self,
-        record: sallyport_core::bundle::Media,
-        next: u64,
-    ) -> Result<(), Error> {
-        let complete = media::take(self.app, &self.peer, &mut self.file, record, self.now)?;
-        if let Some(stored) = complete {
-            self.progress.record = next;
-            self.write(move |write, tally| {
-                tally.media += u64::from(write.add_media(&stored)?);
-                Ok(())
             })?;
         }
         Ok(())
@@ -578,7 +567,9 @@ impl Tally {
             lines.extend(refused.iter().map(|line| format!("{what}: {line}")));
         }
         lines.extend(self.master_keys_changed.iter().map(|user| {
-            format!("the master key of {user} has changed: ask the peer's officer whether that is right")
+            format!(
+                "the master key of {user} has changed: ask the peer's officer whether that is right"
+            )
         }));
         lines
     }

@@ -104,8 +104,9 @@ impl Incoming {
 
     /// Takes one event of the snapshot in.
     pub(super) fn push(&mut self, pdu: &Pdu, keys: &impl KeySource) -> Result<(), Error> {
-        let rules = room::rules(&self.version)
-            .ok_or_else(|| Error::Content(format!("room version {} is not served", self.version)))?;
+        let rules = room::rules(&self.version).ok_or_else(|| {
+            Error::Content(format!("room version {} is not served", self.version))
+        })?;
         let unsound = |what: String| Error::Content(format!("a room's snapshot: {what}"));
         let checked = room::parse(&pdu.json, &rules)
             .map_err(|error| unsound(error.to_string()))?

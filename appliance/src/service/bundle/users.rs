@@ -205,9 +205,8 @@ fn self_signature(json: &str, user_id: &UserId, key: &CrossSigningPublicKey) -> 
 }
 
 fn profile_fields(json: Option<Vec<u8>>) -> BTreeMap<String, String> {
-    let fields: BTreeMap<String, Box<RawValue>> = json
-        .and_then(|json| serde_json::from_slice(&json).ok())
-        .unwrap_or_default();
+    let fields: BTreeMap<String, Box<RawValue>> =
+        json.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
     fields.into_iter().map(|(field, value)| (field, value.get().to_owned())).collect()
 }
 
@@ -249,8 +248,9 @@ pub(super) fn store_pool(
     if user_id.server_name() != origin {
         return Ok(0);
     }
-    let device_key =
-        write.device_keys(user_id, device_id)?.and_then(|json| device_signing_key(&json, device_id));
+    let device_key = write
+        .device_keys(user_id, device_id)?
+        .and_then(|json| device_signing_key(&json, device_id));
     let Some(device_key) = device_key else { return Ok(0) };
     let verified = |key: &OneTimeKey| {
         let json = std::str::from_utf8(&key.json).ok()?;
