@@ -10,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use ring::hmac;
 use sallyport_core::{limits::BLOCKING_CALLS_MAX, sign::Policy, time::Millis};
 use sallyport_hsm::Token;
 use sallyport_store::Store;
@@ -19,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    config::Config, http::error::ApiError, shutdown::Shutdown, telemetry::metrics::Metrics,
+    config::Config, http::error::ApiError, secrets, shutdown::Shutdown, telemetry::metrics::Metrics,
 };
 
 /// The parts of a running box.
@@ -36,6 +37,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Whether the box is stopping; long-polls wait for it too.
     pub shutdown: Shutdown,
+    /// Key of the HMAC chain over local events.
+    pub event_mac: hmac::Key,
     calls: Arc<Semaphore>,
     password_checks: Arc<Semaphore>,
     /// Held while the box runs: a second one would not see what this one has cached.
@@ -86,6 +89,15 @@ pub enum Error {
         #[source]
         source: sallyport_store::Error,
     },
+    /// A secret of the box cannot be read or made.
+    #[error("cannot use the secret {}", path.display())]
+    Secret {
+        /// Its file.
+        path: PathBuf,
+        /// The operating system's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The operating system gave no random bytes.
     #[error("no randomness is available")]
     NoRandomness(#[source] Interrupted),
@@ -105,6 +117,10 @@ impl App {
         let lock = lock(data_dir)?;
         let metrics = Arc::new(Metrics::new());
         let path = data_dir.join("sallyport.db");
+        let secret = data_dir.join("event-mac.key");
+        let fresh = random().map_err(Error::NoRandomness)?;
+        let event_mac = secrets::event_mac(&secret, fresh)
+            .map_err(|source| Error::Secret { path: secret, source })?;
         let commits = Arc::clone(&metrics);
         let store = Store::open(sallyport_store::Options {
             path: &path,
@@ -123,6 +139,7 @@ impl App {
             metrics,
             calls: Arc::new(Semaphore::new(BLOCKING_CALLS_MAX)),
             password_checks: Arc::new(Semaphore::new(config.limits.login_workers)),
+            event_mac,
             shutdown,
             config,
             _lock: lock,

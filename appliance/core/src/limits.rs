@@ -113,8 +113,8 @@ pub const BUNDLE_RECORD_BYTES_MIN: u64 = 5;
 pub const BUNDLE_LIFETIME_MS_MAX: u64 = 180 * 24 * 60 * 60 * 1000;
 /// Bytes of a record that has no smaller bound.
 pub const RECORD_BYTES_MAX: usize = 1 << 20;
-/// Bytes of the messages in one to-device record (as of an EDU).
-pub const TO_DEVICE_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of the messages in one to-device record: those of one request, which may go to many devices.
+pub const TO_DEVICE_BYTES_MAX: usize = JSON_BODY_BYTES_MAX;
 /// Bytes of one part of a media file.
 pub const MEDIA_PART_BYTES_MAX: usize = 1 << 20;
 

@@ -224,7 +224,7 @@ fn manifest(
         created: now,
         expires: Millis(now.0.saturating_add(limits::BUNDLE_VALIDITY_MS)),
         blind: random()?,
-        previous: peer.sent_manifest.map(Sha256::from),
+        previous: peer.sent_manifest.map(Sha256),
         kind: BundleKind::Delta,
         clock: Clock { source: "operator".to_owned(), error_ms: None },
         server_keys,
@@ -232,7 +232,7 @@ fn manifest(
         prerequisites: filled.prerequisites.clone(),
         sections: filled.contents.sections.clone(),
         ack: acknowledgement(app, peer, filled)?,
-        restore_notice: None,
+        card: app.store.read(|read| read.own_card())?,
     })
 }
 

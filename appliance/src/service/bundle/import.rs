@@ -19,7 +19,7 @@ use ruma::{
 use sallyport_core::{
     admin::BundleImported,
     bundle::{
-        Ack, Authentic, ChunkReader, Entry, Gate, Header, Manifest, OneTimeKeyClaim, PduRole,
+        Ack, Authentic, ChunkReader, Entry, Gate, Header, Last, Manifest, OneTimeKeyClaim, PduRole,
         Position, Record, Records, Room, Sealed, Sequence, ToDevice, sequence,
     },
     card::Card,
@@ -101,13 +101,14 @@ fn open(path: &Path) -> Result<BufReader<File>, Error> {
 }
 
 fn place(store: &Store, peer: &Peer, header: &Header) -> Result<Sequence, Error> {
-    let last = peer.received.map(|received| Position {
-        incarnation: sallyport_core::card::Incarnation(received.incarnation.0),
-        seq: received.seq,
-        manifest: Sha256::from(received.manifest),
-    });
+    let card = Card::stored(&peer.card).map_err(peers::Error::from)?;
+    let incarnation = card.content().incarnation;
+    let received = peer.received.filter(|received| received.incarnation.0 == incarnation.0);
+    let last =
+        received.map(|Received { seq, manifest, .. }| Last { seq, manifest: Sha256(manifest) });
+    let position = Position { incarnation, last };
     let known = store.read(|read| read.imported_manifest(&peer.server, header.seq))?;
-    Ok(sequence(last.as_ref(), |_| known.map(Sha256::from), &[], header))
+    Ok(sequence(&position, |_| known.map(Sha256), &[], header))
 }
 
 fn unlock(
