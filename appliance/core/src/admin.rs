@@ -151,7 +151,7 @@ pub struct AccountCounts {
     pub active: u64,
     /// Accounts that are locked.
     pub locked: u64,
-    /// Active accounts with an activation code that nobody used yet.
+    /// Active accounts that nobody has activated yet.
     pub waiting: u64,
 }
 

@@ -14,6 +14,8 @@
 #![deny(missing_docs)]
 
 mod account_data;
+mod activation;
+mod audit;
 mod backups;
 mod cache;
 mod devices;
@@ -28,6 +30,7 @@ mod peers;
 mod pool;
 mod profiles;
 mod rooms;
+mod roster;
 mod schema;
 mod server_keys;
 mod sessions;

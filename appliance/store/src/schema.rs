@@ -12,6 +12,7 @@ const MIGRATIONS: &[M<'static>] = &[
     M::up(include_str!("../migrations/0003_rooms.sql")),
     M::up(include_str!("../migrations/0005_keys.sql")),
     M::up(include_str!("../migrations/0006_peers.sql")),
+    M::up(include_str!("../migrations/0007_administration.sql")),
 ];
 
 /// Brings the database to the newest schema.

@@ -149,8 +149,15 @@ impl Fault {
     }
 }
 
+/// The largest integer that JSON carries between all programs (RFC 8259, section 6).
+const SERIAL_MAX: u64 = (1 << 53) - 1;
+
 fn head_faults(head: &Head) -> Vec<Fault> {
     let mut faults = Vec::new();
+    if head.serial > SERIAL_MAX {
+        let what = format!("is larger than {SERIAL_MAX}");
+        faults.push(Fault::new("serial", what, "count rosters from 1"));
+    }
     if head.levels.len() > ROSTER_LEVELS_MAX {
         let what = format!("more than {ROSTER_LEVELS_MAX} clearance levels");
         faults.push(Fault::new("levels", what, "leave out the levels that nobody holds"));

@@ -1,6 +1,7 @@
 //! The store over a real SQLite file: one binary.
 
 mod accounts;
+mod administration;
 mod keys;
 mod rooms;
 

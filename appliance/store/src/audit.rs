@@ -1,0 +1,90 @@
+//! The log of administrative commands. A command appends its row in its own transaction: neither is there without the other.
+
+use rusqlite::{OptionalExtension, Row as SqlRow, params};
+use sallyport_core::{
+    audit::{Entry, Row, Tip, append},
+    digest::Sha256,
+};
+
+use crate::{
+    error::{Error, Result},
+    pool::{Read, Write},
+    value::{millis, to_sql},
+};
+
+impl Read<'_> {
+    /// The end of the log.
+    pub fn audit_tip(&self) -> Result<Tip> {
+        let last = self
+            .prepare("SELECT id, hash FROM audit_log ORDER BY id DESC LIMIT 1")?
+            .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))
+            .optional()?;
+        match last {
+            Some((id, hash)) => Ok(Tip { id: id.unsigned_abs(), hash: sha256(&hash)? }),
+            None => Ok(Tip::default()),
+        }
+    }
+
+    /// At most `limit` rows after the one with this number, in order.
+    pub fn audit_rows(&self, after: u64, limit: u32) -> Result<Vec<Row>> {
+        let mut statement = self.prepare(
+            "SELECT id, at, actor, evidence, approvals, action, subject, details, previous, hash
+             FROM audit_log WHERE id > ?1 ORDER BY id LIMIT ?2",
+        )?;
+        let after = i64::try_from(after).unwrap_or(i64::MAX);
+        let mut rows = statement.query(params![after, limit])?;
+        let mut log = Vec::new();
+        while let Some(row) = rows.next()? {
+            log.push(audit_row(row)?);
+        }
+        Ok(log)
+    }
+}
+
+impl Write<'_> {
+    /// Appends a row and answers the new end of the log.
+    pub fn append_audit(&mut self, entry: Entry) -> Result<Tip> {
+        let Row { id, entry, previous, hash } = append(self.audit_tip()?, entry);
+        let json = |error| Error::corrupt("audit_log", error);
+        self.prepare(
+            "INSERT INTO audit_log
+             (id, at, actor, evidence, approvals, action, subject, details, previous, hash)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        )?
+        .execute(params![
+            i64::try_from(id).unwrap_or(i64::MAX),
+            to_sql(entry.at),
+            entry.actor,
+            entry.evidence,
+            serde_json::to_string(&entry.approvals).map_err(json)?,
+            entry.action,
+            entry.subject,
+            serde_json::to_string(&entry.details).map_err(json)?,
+            previous.as_bytes(),
+            hash.as_bytes(),
+        ])?;
+        Ok(Tip { id, hash })
+    }
+}
+
+fn audit_row(row: &SqlRow<'_>) -> Result<Row> {
+    let json = |error| Error::corrupt("audit_log", error);
+    Ok(Row {
+        id: row.get::<_, i64>(0)?.unsigned_abs(),
+        entry: Entry {
+            at: millis(row.get(1)?),
+            actor: row.get(2)?,
+            evidence: row.get(3)?,
+            approvals: serde_json::from_str(&row.get::<_, String>(4)?).map_err(json)?,
+            action: row.get(5)?,
+            subject: row.get(6)?,
+            details: serde_json::from_str(&row.get::<_, String>(7)?).map_err(json)?,
+        },
+        previous: sha256(&row.get::<_, Vec<u8>>(8)?)?,
+        hash: sha256(&row.get::<_, Vec<u8>>(9)?)?,
+    })
+}
+
+fn sha256(bytes: &[u8]) -> Result<Sha256> {
+    Sha256::try_from(bytes).map_err(|error| Error::corrupt("audit_log", error))
+}
