@@ -17,7 +17,9 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{http::Client, place::Place, repository, softhsm::SoftHsm};
+use crate::{
+    desk::Desk, http::Client, narrator::Narrator, place::Place, repository, softhsm::SoftHsm,
+};
 
 /// How long a box may take to start or stop before we call it stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
@@ -53,6 +55,10 @@ pub struct Plan {
     pub registration: &'static str,
     /// Where clients connect with HTTPS; the plain listener is one port below.
     pub address: SocketAddr,
+    /// Whether keys of the enclave root and of an officer are made, so that the box takes rosters and has a card.
+    pub ceremony: bool,
+    /// Who tells what the admin does.
+    pub narrator: Narrator,
 }
 
 /// An enclave and its box. The box is killed with this value.
@@ -60,6 +66,7 @@ pub struct Plan {
 pub struct Enclave {
     plan: Plan,
     place: Place,
+    desk: Desk,
     softhsm: Option<SoftHsm>,
     running: Option<Child>,
 }
@@ -74,6 +81,8 @@ impl Plan {
             token: Token::Software { delay_ms: 0 },
             registration: "open",
             address: SocketAddr::new(unused_loopback(), 8448),
+            ceremony: false,
+            narrator: Narrator::Silent,
         }
     }
 
@@ -119,7 +128,7 @@ impl Plan {
         self.folder.join("data")
     }
 
-    fn text(&self) -> String {
+    fn text(&self, officer: Option<&str>) -> String {
         let token = match self.token {
             Token::Software { delay_ms } => {
                 let path = self.folder.join("keys");
@@ -142,6 +151,7 @@ impl Plan {
              [tls]\nnames = [\"{}\"]\n\n\
              [admin]\nsocket = \"{}\"\n\n\
              [registration]\nmode = \"{}\"\n\n\
+             [roster]\ntrusted_keys = [{}]\n\n\
              [token]\n{token}\n",
             self.server_name(),
             self.url(),
@@ -152,6 +162,7 @@ impl Plan {
             self.address.ip(),
             self.admin_socket().display(),
             self.registration,
+            officer.map(|key| format!("{key:?}")).unwrap_or_default(),
         )
     }
 
@@ -174,8 +185,12 @@ impl Enclave {
             }
             Token::Software { .. } => None,
         };
-        fs::write(plan.configuration(), plan.text())?;
-        Ok(Self { plan, place, softhsm, running: None })
+        let folder = plan.folder.join("desk");
+        let desk = Desk::new(&plan.name, folder, plan.admin_socket(), plan.narrator)?;
+        let officer =
+            if plan.ceremony { Some(desk.hold_ceremony(&plan.server_name())?) } else { None };
+        fs::write(plan.configuration(), plan.text(officer.as_deref()))?;
+        Ok(Self { plan, place, desk, softhsm, running: None })
     }
 
     /// An enclave for a test, started, on this machine's network.
@@ -284,18 +299,10 @@ impl Enclave {
         Client::new(self.plan.plain())
     }
 
-    /// Runs `sallyctl` against the box and answers what it prints.
-    ///
-    /// # Errors
-    /// When it fails; with what it says.
-    pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = self.place.command(repository::sallyctl()?);
-        command.arg("--socket").arg(self.plan.admin_socket()).args(arguments);
-        let output = command.stdin(Stdio::null()).output()?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        let shown = arguments.join(" ");
-        ensure!(output.status.success(), "sallyctl {shown}: {}", said.trim());
-        Ok(String::from_utf8(output.stdout)?)
+    /// Where its admin works.
+    #[must_use]
+    pub fn desk(&self) -> &Desk {
+        &self.desk
     }
 
     /// A field of the box's `/proc/PID/status` in KiB, for example `VmRSS` or `VmHWM`.

@@ -5,8 +5,10 @@
     reason = "reading a field that a JSON value does not have gives null"
 )]
 
+pub mod desk;
 pub mod enclave;
 pub mod http;
+pub mod narrator;
 pub mod person;
 pub mod place;
 pub mod repository;

@@ -1,0 +1,244 @@
+//! An admin's desk: a folder with their files, a terminal with `sallyctl`, and a slot for the stick. And what admins do at it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+
+use crate::{enclave::Enclave, narrator::Narrator, place::Place, repository};
+
+/// The clearance levels of the sample enclaves.
+const LEVELS: &str = "OPEN,RESTRICTED,SECRET";
+
+/// Where the stick appears when it is plugged in.
+pub const STICK: &str = "stick";
+
+/// The desk.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    name: String,
+    folder: PathBuf,
+    socket: PathBuf,
+    narrator: Narrator,
+}
+
+/// An activation code, as `sallyctl roster import --codes` writes it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Code {
+    /// The account.
+    pub user_id: String,
+    /// The code on the slip.
+    pub code: String,
+}
+
+/// A directory that stands for a USB stick. It is in one place at a time.
+#[derive(Debug)]
+pub struct Stick {
+    at: PathBuf,
+}
+
+impl Desk {
+    /// The desk in `folder`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn new(name: &str, folder: PathBuf, socket: PathBuf, narrator: Narrator) -> Result<Self> {
+        fs::create_dir_all(&folder)?;
+        Ok(Self { name: name.to_owned(), folder, socket, narrator })
+    }
+
+    /// A file on the desk.
+    #[must_use]
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.folder.join(file)
+    }
+
+    /// Runs `sallyctl` at the desk and answers what it prints.
+    ///
+    /// # Errors
+    /// When it fails; with what it says.
+    pub fn sallyctl(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Place::Here.command(repository::sallyctl()?);
+        command.current_dir(&self.folder).args(arguments).stdin(Stdio::null());
+        command.env("SALLYPORT_ADMIN_SOCKET", &self.socket).env("SALLYPORT_ACTOR", "admin");
+        let output = command.output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let shown = shown(arguments);
+        ensure!(output.status.success(), "{}$ {shown}\n{}", self.name, said.trim());
+        let output = String::from_utf8(output.stdout)?;
+        self.narrator.command(&self.name, &shown, &output);
+        Ok(output)
+    }
+
+    /// Makes the enclave's root key and an officer's key in software tokens, unless an earlier call did. Answers the
+    /// officer's public key, which the box's configuration must name.
+    ///
+    /// # Errors
+    /// When a key cannot be made.
+    pub fn hold_ceremony(&self, enclave: &str) -> Result<String> {
+        let remembered = self.path("officer.public");
+        if remembered.exists() {
+            return Ok(fs::read_to_string(remembered)?);
+        }
+        for role in ["root", "officer"] {
+            let keys = self.path(&format!("{role}.keys"));
+            let token = format!("kind = \"software\"\npath = \"{}\"\n", keys.display());
+            fs::write(self.path(&format!("{role}.toml")), token)?;
+        }
+        let software = "--allow-software-keys";
+        self.sallyctl(&[
+            "ceremony",
+            "init-root",
+            "--token",
+            "root.toml",
+            software,
+            "--enclave",
+            enclave,
+        ])?;
+        let said = self.sallyctl(&[
+            "ceremony",
+            "officer-key",
+            "--token",
+            "officer.toml",
+            software,
+            "--enclave",
+            enclave,
+        ])?;
+        let public = after("public key", &said)?;
+        fs::write(remembered, &public)?;
+        Ok(public)
+    }
+
+    /// Makes, signs and imports a roster; answers the activation codes of new accounts. `list` is CSV.
+    ///
+    /// # Errors
+    /// When a step is refused.
+    pub fn import_roster(&self, enclave: &str, serial: u32, list: &str) -> Result<Vec<Code>> {
+        let serial = serial.to_string();
+        let file = |extension: &str| format!("personnel-{serial}.{extension}");
+        let (csv, made, signed, codes) =
+            (file("csv"), file("roster"), file("signed"), file("codes"));
+        fs::write(self.path(&csv), list)?;
+        self.sallyctl(&[
+            "roster",
+            "make",
+            &csv,
+            "--enclave",
+            enclave,
+            "--serial",
+            &serial,
+            "--levels",
+            LEVELS,
+            "--out",
+            &made,
+        ])?;
+        let (token, software) = ("officer.toml", "--allow-software-keys");
+        self.sallyctl(&["roster", "sign", &made, "--token", token, software, "--out", &signed])?;
+        self.sallyctl(&["roster", "dry-run", &signed])?;
+        self.sallyctl(&["roster", "import", &signed, "--codes", &codes])?;
+        let codes = fs::read(self.path(&codes))?;
+        serde_json::from_slice(&codes).context("the file of codes")
+    }
+
+    /// Has the enclave root sign the box's pairing card and gives it to the box. Answers the card's file.
+    ///
+    /// # Errors
+    /// When a step is refused.
+    pub fn issue_card(&self, name: &str) -> Result<PathBuf> {
+        let said = self.sallyctl(&["card", "request", "--out", "card.request"])?;
+        let hash = said.split_whitespace().last().context("no hash of the request")?;
+        let (token, software) = ("root.toml", "--allow-software-keys");
+        let card = format!("{name}.card");
+        self.sallyctl(&[
+            "ceremony",
+            "sign-card",
+            "card.request",
+            "--request-hash",
+            hash,
+            "--token",
+            token,
+            software,
+            "--name",
+            name,
+            "--serial",
+            "1",
+            "--out",
+            &card,
+        ])?;
+        self.sallyctl(&["card", "install", &card])?;
+        Ok(self.path(&card))
+    }
+
+    /// The fingerprint of a card, in words, as an officer reads it to the other one.
+    ///
+    /// # Errors
+    /// When it is no card.
+    pub fn fingerprint(&self, card: &str) -> Result<String> {
+        let said = self.sallyctl(&["card", "fingerprint", card])?;
+        Ok(said.lines().next().context("no fingerprint")?.to_owned())
+    }
+}
+
+impl Stick {
+    /// A new stick, not plugged in anywhere.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn new(at: &Path) -> Result<Self> {
+        fs::create_dir_all(at)?;
+        Ok(Self { at: at.to_owned() })
+    }
+
+    /// Takes the stick from where it is and plugs it in at `enclave`.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn carry_to(&mut self, enclave: &Enclave) -> Result<()> {
+        let there = enclave.desk().path(STICK);
+        if there != self.at {
+            fs::rename(&self.at, &there)?;
+        }
+        self.at = there;
+        Ok(())
+    }
+
+    /// Every byte on the stick.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut folders = vec![self.at.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder)? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    bytes.extend(fs::read(path)?);
+                }
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// A command as a person would type it.
+fn shown(arguments: &[&str]) -> String {
+    let mut line = "sallyctl".to_owned();
+    for argument in arguments {
+        let quote = if argument.contains(' ') { "\"" } else { "" };
+        line.push_str(&format!(" {quote}{argument}{quote}"));
+    }
+    line
+}
+
+/// The value that stands after `name` in what `sallyctl` prints.
+fn after(name: &str, text: &str) -> Result<String> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name));
+    Ok(value.with_context(|| format!("no {name} in:\n{text}"))?.trim().to_owned())
+}
