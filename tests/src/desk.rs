@@ -123,6 +123,12 @@ impl Desk {
         let (csv, made, signed, codes) =
             (file("csv"), file("roster"), file("signed"), file("codes"));
         fs::write(self.path(&csv), list)?;
+        // What an interrupted call left; `sallyctl` never overwrites.
+        for left in [&made, &signed, &codes].map(|file| self.path(file)) {
+            if left.exists() {
+                fs::remove_file(left)?;
+            }
+        }
         self.sallyctl(&[
             "roster",
             "make",

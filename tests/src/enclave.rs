@@ -116,12 +116,6 @@ impl Plan {
         self.folder.join("sallyport.toml")
     }
 
-    /// The certificate of the enclave's own authority, which clients must trust.
-    #[must_use]
-    pub fn authority(&self) -> PathBuf {
-        self.data().join("ca.pem")
-    }
-
     /// Where the box keeps its data.
     #[must_use]
     pub fn data(&self) -> PathBuf {
@@ -303,6 +297,23 @@ impl Enclave {
     #[must_use]
     pub fn desk(&self) -> &Desk {
         &self.desk
+    }
+
+    /// The certificate of the enclave's own authority, which clients must trust.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
+        self.plan.data().join("ca.pem")
+    }
+
+    /// The SHA-256 fingerprint of [`Enclave::authority`], as the box said it at its last start.
+    ///
+    /// # Errors
+    /// When it has not been started.
+    pub fn authority_fingerprint(&self) -> Result<String> {
+        let log = fs::read_to_string(self.log())?;
+        let said = log.lines().rev().find_map(|line| line.split_once("sha256="));
+        let (_, fingerprint) = said.context("the box did not say the fingerprint")?;
+        Ok(fingerprint.split_whitespace().next().unwrap_or_default().trim_matches('"').to_owned())
     }
 
     /// A field of the box's `/proc/PID/status` in KiB, for example `VmRSS` or `VmHWM`.

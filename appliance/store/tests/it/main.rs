@@ -1,5 +1,7 @@
 //! The store over a real SQLite file: one binary.
 
+#![cfg(test)]
+
 mod accounts;
 mod administration;
 mod keys;
