@@ -11,7 +11,11 @@ use std::{
 };
 
 use ring::hmac;
-use sallyport_core::{limits::BLOCKING_CALLS_MAX, sign::Policy, time::Millis};
+use sallyport_core::{
+    limits::{BLOCKING_CALLS_MAX, THUMBNAILS_AT_ONCE},
+    sign::Policy,
+    time::Millis,
+};
 use sallyport_hsm::Token;
 use sallyport_store::Store;
 use tokio::{
@@ -20,7 +24,15 @@ use tokio::{
 };
 
 use crate::{
-    config::Config, http::error::ApiError, secrets, shutdown::Shutdown, telemetry::metrics::Metrics,
+    config::Config,
+    http::error::ApiError,
+    secrets,
+    service::{
+        attempts::Attempts, interactive::Interactive, media::Files, presence::Presences,
+        sessions::SessionCache,
+    },
+    shutdown::Shutdown,
+    telemetry::metrics::Metrics,
 };
 
 /// The parts of a running box.
@@ -31,6 +43,16 @@ pub struct App {
     pub store: Store,
     /// The keys. Without a token members chat, but nothing leaves the box.
     pub token: Option<Arc<dyn Token>>,
+    /// Access tokens that were looked up before.
+    pub sessions: Arc<SessionCache>,
+    /// Failed log-ins.
+    pub attempts: Attempts,
+    /// Open sessions of user-interactive authentication.
+    pub interactive: Interactive,
+    /// Who is there.
+    pub presences: Presences,
+    /// The files of media.
+    pub files: Files,
     /// The time. Handlers read it once and pass it on.
     pub clock: fn() -> Millis,
     /// Numbers for monitoring.
@@ -41,6 +63,7 @@ pub struct App {
     pub event_mac: hmac::Key,
     calls: Arc<Semaphore>,
     password_checks: Arc<Semaphore>,
+    thumbnails: Arc<Semaphore>,
     /// Held while the box runs: a second one would not see what this one has cached.
     _lock: File,
 }
@@ -122,24 +145,40 @@ impl App {
         let event_mac = secrets::event_mac(&secret, fresh)
             .map_err(|source| Error::Secret { path: secret, source })?;
         let commits = Arc::clone(&metrics);
+        let sessions = Arc::new(SessionCache::default());
+        let ended = Arc::clone(&sessions);
         let store = Store::open(sallyport_store::Options {
             path: &path,
             server_name: &config.server_name,
             fresh_incarnation: random().map_err(Error::NoRandomness)?,
-            on_commit: Box::new(move |committed| commits.commit(committed)),
+            on_commit: Box::new(move |committed| {
+                if committed.sessions {
+                    ended.clear();
+                }
+                commits.commit(committed);
+            }),
         });
         let policy = Policy { server_name: config.server_name.clone() };
         let token = config.token.as_ref().map(|token| {
             sallyport_hsm::open(token, config.allow_software_keys, policy).map_err(Error::Token)
         });
+        let media = data_dir.join("media");
+        let files =
+            Files::open(media.clone()).map_err(|source| Error::DataDir { path: media, source })?;
         Ok(Arc::new(Self {
             token: token.transpose()?,
+            sessions,
+            attempts: Attempts::default(),
+            interactive: Interactive::default(),
+            presences: Presences::default(),
+            files,
             store: store.map_err(|source| Error::Store { path, source })?,
             clock,
             metrics,
             calls: Arc::new(Semaphore::new(BLOCKING_CALLS_MAX)),
             password_checks: Arc::new(Semaphore::new(config.limits.login_workers)),
             event_mac,
+            thumbnails: Arc::new(Semaphore::new(THUMBNAILS_AT_ONCE)),
             shutdown,
             config,
             _lock: lock,
@@ -172,6 +211,19 @@ impl App {
         E: Into<ApiError> + Send + 'static,
     {
         self.run_in(&self.password_checks, call).await?.map_err(Into::into)
+    }
+
+    /// As [`App::run`], in a pool of its own for thumbnails: each takes a core and much memory.
+    ///
+    /// # Errors
+    /// As [`App::run`].
+    pub async fn run_thumbnail<T, E, F>(self: &Arc<Self>, call: F) -> Result<T, ApiError>
+    where
+        F: FnOnce(&Self) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: Into<ApiError> + Send + 'static,
+    {
+        self.run_in(&self.thumbnails, call).await?.map_err(Into::into)
     }
 
     async fn run_in<T, F>(

@@ -139,7 +139,7 @@ pub struct Roster {
 pub struct Limits {
     /// The largest file a member may upload, in bytes.
     pub max_upload_bytes: u64,
-    /// How many passwords are checked at a time. Each check takes 64 MiB and one core.
+    /// How many passwords are checked at a time. Each check takes 19 MiB and one core.
     pub login_workers: usize,
     /// How many connections are served at a time, over all listeners.
     pub connections: usize,

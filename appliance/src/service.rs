@@ -3,9 +3,20 @@
 //! A service function is synchronous and runs inside [`App::run`](crate::app::App::run). It asks
 //! `core` for decisions, writes through `store`, and knows neither HTTP nor SQL.
 
+pub mod account_data;
+pub mod accounts;
+pub mod attempts;
+pub mod backups;
 pub mod bundle;
+pub mod interactive;
+pub mod keys;
+pub mod media;
 pub mod own_keys;
+pub mod passwords;
 pub mod peers;
+pub mod presence;
+pub mod profiles;
+pub mod push_rules;
 pub mod receive;
 pub mod sessions;
 pub mod signer;

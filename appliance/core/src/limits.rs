@@ -134,7 +134,9 @@ pub const ISSUED_KEYS_REMEMBERED: i64 = 5_000;
 pub const CLAIMS_MAX: usize = 10_000;
 /// Users that one key query may name.
 pub const KEY_QUERY_USERS_MAX: usize = 10_000;
-/// Signatures that others may have put on a user's keys and devices.
+/// Devices that one request may send messages to.
+pub const TO_DEVICE_RECIPIENTS_MAX: usize = 20_000;
+/// Signatures that one request may bring.
 pub const KEY_SIGNATURES_MAX: usize = 2_000;
 
 // --- The exchange of bundles ---
@@ -151,3 +153,82 @@ pub const BUNDLE_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
 pub const REPORT_LINES_MAX: usize = 100;
 /// Bytes of the largest media file that travels without being asked for.
 pub const MEDIA_PUSH_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+// --- Sessions ---
+
+/// Bytes of a password.
+pub const PASSWORD_BYTES_MAX: usize = 512;
+/// Characters of a new password.
+pub const PASSWORD_CHARACTERS_MIN: usize = 8;
+/// Bytes of a device id.
+pub const DEVICE_ID_BYTES_MAX: usize = 128;
+/// Bytes of a device's or a person's name.
+pub const DISPLAY_NAME_BYTES_MAX: usize = 256;
+/// Milliseconds for which an access token is valid whose client can refresh it.
+pub const ACCESS_TOKEN_MS: u64 = 60 * 60 * 1000;
+/// Milliseconds within which it is noted once that a device was heard of.
+pub const LAST_SEEN_MS: u64 = 5 * 60 * 1000;
+/// Access tokens that are remembered after they were looked up.
+pub const SESSIONS_CACHED: usize = 20_000;
+/// Log-ins that may fail in a row for one account.
+pub const FAILED_LOGINS_PER_ACCOUNT: u64 = 10;
+/// Log-ins that may fail in a row from one address: many people may share it.
+pub const FAILED_LOGINS_PER_ADDRESS: u64 = 100;
+/// Milliseconds after which one failed log-in is forgotten.
+pub const FAILED_LOGIN_FORGOTTEN_MS: u64 = 30_000;
+/// Accounts and addresses whose failed log-ins are remembered.
+pub const ATTEMPTS_REMEMBERED: usize = 10_000;
+/// Open sessions of user-interactive authentication.
+pub const INTERACTIVE_SESSIONS_MAX: usize = 10_000;
+/// Milliseconds for which such a session stays open.
+pub const INTERACTIVE_SESSION_MS: u64 = 15 * 60 * 1000;
+
+// --- What members keep on the box ---
+
+/// Bytes of one piece of account data, a filter or a pusher.
+pub const ACCOUNT_DATA_BYTES_MAX: usize = 512 * 1024;
+/// Pieces of account data of a member, those of rooms included.
+pub const ACCOUNT_DATA_MAX: usize = 20_000;
+/// Filters of a member.
+pub const FILTERS_MAX: i64 = 1_000;
+/// Pushers of a member.
+pub const PUSHERS_MAX: usize = 100;
+/// Push rules of a member, predefined ones not counted.
+pub const PUSH_RULES_MAX: usize = 2_000;
+/// Bytes of a profile: names and values of all fields.
+pub const PROFILE_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of the name of a field of a profile.
+pub const PROFILE_FIELD_BYTES_MAX: usize = 255;
+/// People that one search of the user directory answers.
+pub const USERS_FOUND_MAX: usize = 50;
+/// Bytes of a search term.
+pub const SEARCH_TERM_BYTES_MAX: usize = 1_024;
+/// Keys of a deleted backup that are removed at a time.
+pub const BACKUP_KEYS_PURGED: u32 = 500;
+/// Members whose presence is remembered.
+pub const PRESENCES_MAX: usize = 100_000;
+/// Bytes of a status message.
+pub const STATUS_BYTES_MAX: usize = 1_024;
+
+// --- Media ---
+
+/// Announced uploads of a member that have not come yet.
+pub const MEDIA_ANNOUNCED_MAX: usize = 100;
+/// Milliseconds for which an announced upload is waited for.
+pub const MEDIA_ANNOUNCED_MS: u64 = 24 * 60 * 60 * 1000;
+/// Bytes of a file name or a content type of media.
+pub const MEDIA_NAME_BYTES_MAX: usize = 512;
+/// Milliseconds in which the next piece of an upload must arrive.
+pub const MEDIA_PIECE_MS_MAX: u64 = 30_000;
+/// Bytes of an upload that are collected before they are written.
+pub const UPLOAD_PIECE_BYTES: usize = 256 * 1024;
+/// Bytes of a file that are read at a time.
+pub const DOWNLOAD_PIECE_BYTES: usize = 64 * 1024;
+/// Bytes of an image of which a thumbnail is made.
+pub const THUMBNAIL_SOURCE_BYTES_MAX: u64 = 50 * 1024 * 1024;
+/// Width and height in pixels of an image of which a thumbnail is made.
+pub const THUMBNAIL_SOURCE_PIXELS_MAX: u32 = 10_000;
+/// Bytes that decoding an image may take.
+pub const THUMBNAIL_DECODED_BYTES_MAX: u64 = 160 * 1024 * 1024;
+/// Thumbnails that are made at a time.
+pub const THUMBNAILS_AT_ONCE: usize = 2;

@@ -14,7 +14,7 @@ use ruma::api::auth_scheme::{
 use super::error::ApiError;
 use crate::{
     app::App,
-    service::sessions::{self, Identity, TokenHash},
+    service::sessions::{self, Authenticated, Identity, TokenHash},
 };
 
 /// A request without an identity.
@@ -40,14 +40,25 @@ pub trait Caller: Sized + Send + 'static {
 impl Caller for Identity {
     async fn identify(app: &Arc<App>, head: &Parts) -> Result<Self, ApiError> {
         let token = bearer_token(&head.headers)?.ok_or_else(ApiError::missing_token)?;
-        authenticate(app, token).await
+        admitted(authenticate(app, head, token).await?)
+    }
+}
+
+/// Somebody with a session, even of a locked account: for logging out.
+#[derive(Clone, Debug)]
+pub struct Leaving(pub Identity);
+
+impl Caller for Leaving {
+    async fn identify(app: &Arc<App>, head: &Parts) -> Result<Self, ApiError> {
+        let token = bearer_token(&head.headers)?.ok_or_else(ApiError::missing_token)?;
+        Ok(Self(authenticate(app, head, token).await?.identity))
     }
 }
 
 impl Caller for Option<Identity> {
     async fn identify(app: &Arc<App>, head: &Parts) -> Result<Self, ApiError> {
         match bearer_token(&head.headers)? {
-            Some(token) => authenticate(app, token).await.map(Some),
+            Some(token) => admitted(authenticate(app, head, token).await?).map(Some),
             None => Ok(None),
         }
     }
@@ -55,7 +66,7 @@ impl Caller for Option<Identity> {
 
 impl Caller for Anonymous {
     async fn identify(_: &Arc<App>, head: &Parts) -> Result<Self, ApiError> {
-        Ok(Self { address: head.extensions.get().map(|PeerAddress(address)| *address) })
+        Ok(Self { address: address(head) })
     }
 }
 
@@ -63,6 +74,7 @@ impl Caller for Anonymous {
 pub trait Admits<C: Caller>: AuthScheme {}
 
 impl Admits<Identity> for AccessToken {}
+impl Admits<Leaving> for AccessToken {}
 
 impl Admits<Identity> for AccessTokenOptional {}
 impl Admits<Option<Identity>> for AccessTokenOptional {}
@@ -90,10 +102,25 @@ fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     }
 }
 
-async fn authenticate(app: &Arc<App>, token: &str) -> Result<Identity, ApiError> {
-    let hash = TokenHash::of(token);
-    let identity = app.run(move |app| sessions::authenticate(app, &hash)).await?;
-    identity.ok_or_else(|| ApiError::unknown_token(false))
+async fn authenticate(
+    app: &Arc<App>,
+    head: &Parts,
+    token: &str,
+) -> Result<Authenticated, ApiError> {
+    let (hash, now) = (TokenHash::of(token), (app.clock)());
+    if let Some(authenticated) = app.sessions.get(&hash, now) {
+        return Ok(authenticated);
+    }
+    let address = address(head);
+    app.run(move |app| sessions::authenticate(&app.store, &app.sessions, hash, address, now)).await
+}
+
+fn admitted(authenticated: Authenticated) -> Result<Identity, ApiError> {
+    if authenticated.locked { Err(ApiError::user_locked()) } else { Ok(authenticated.identity) }
+}
+
+fn address(head: &Parts) -> Option<IpAddr> {
+    head.extensions.get().map(|PeerAddress(address)| *address)
 }
 
 #[cfg(test)]

@@ -1,13 +1,43 @@
 //! The client-server API: one file per section of the
 //! [specification](https://spec.matrix.org/v1.19/client-server-api/), in its order.
 
+mod account;
+mod account_data;
+mod backups;
 mod capabilities;
+mod devices;
 mod discovery;
+mod interactive;
+mod keys;
+mod media;
+mod modules;
+mod presence;
+mod profiles;
+mod push;
 mod session;
+mod to_device;
 
 use super::Routes;
 
 /// The endpoints of all sections.
 pub(super) fn routes() -> Routes {
-    [discovery::routes(), session::routes(), capabilities::routes()].into_iter().flatten().collect()
+    [
+        discovery::routes(),
+        session::routes(),
+        account::routes(),
+        capabilities::routes(),
+        profiles::routes(),
+        presence::routes(),
+        media::routes(),
+        to_device::routes(),
+        devices::routes(),
+        keys::routes(),
+        backups::routes(),
+        push::routes(),
+        account_data::routes(),
+        modules::routes(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

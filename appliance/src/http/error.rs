@@ -37,6 +37,7 @@ struct Inner {
 enum Answer {
     Standard { kind: ErrorKind, message: Cow<'static, str> },
     Interactive(UiaaInfo),
+    Locked,
 }
 
 impl ApiError {
@@ -78,6 +79,13 @@ impl ApiError {
         data.soft_logout = soft_logout;
         let message = "The access token is not known.";
         Self::new(StatusCode::UNAUTHORIZED, ErrorKind::UnknownToken(data), message)
+    }
+
+    /// 401 `M_USER_LOCKED`: the client keeps its keys, and waits
+    /// ([account locking](https://spec.matrix.org/v1.19/client-server-api/#account-locking)).
+    pub fn user_locked() -> Self {
+        let status = StatusCode::UNAUTHORIZED;
+        Self(Box::new(Inner { status, answer: Answer::Locked, source: None }))
     }
 
     /// 403 `M_FORBIDDEN`.
@@ -152,6 +160,7 @@ impl fmt::Display for ApiError {
         match &self.0.answer {
             Answer::Standard { kind, message } => write!(f, "{}: {message}", kind.errcode()),
             Answer::Interactive(_) => f.write_str("user-interactive authentication is required"),
+            Answer::Locked => f.write_str("M_USER_LOCKED"),
         }
     }
 }
@@ -178,6 +187,15 @@ impl IntoResponse for ApiError {
                 response(MatrixError::new(status, ErrorBody::Standard(body)))
             }
             Answer::Interactive(info) => response(UiaaResponse::AuthResponse(info)),
+            Answer::Locked => {
+                // Ruma's error kind does not carry `soft_logout`.
+                let body = serde_json::json!({
+                    "errcode": "M_USER_LOCKED",
+                    "error": "The account is locked; ask your administrator.",
+                    "soft_logout": true,
+                });
+                response(MatrixError::new(status, ErrorBody::Json(body)))
+            }
         }
     }
 }

@@ -1,0 +1,180 @@
+//! [Account registration and management](https://spec.matrix.org/v1.19/client-server-api/#account-registration-and-management).
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use ruma::{
+    OwnedUserId,
+    api::{
+        client::{
+            account::{
+                ThirdPartyIdRemovalStatus,
+                change_password::v3 as change_password,
+                check_registration_token_validity::v1 as check_token,
+                deactivate::v3 as deactivate,
+                get_username_availability::v3 as get_availability,
+                register::{
+                    RegistrationKind,
+                    v3::{self as register},
+                },
+                whoami::v3 as whoami,
+            },
+            uiaa::{AuthData, AuthType},
+        },
+        error::ErrorKind,
+    },
+};
+
+use super::interactive;
+use crate::{
+    app::{App, random},
+    config::RegistrationMode,
+    http::{Routes, auth::Anonymous, error::ApiError, route::route},
+    service::{
+        accounts::{self, AccountError},
+        sessions::{self, DeviceWish, Fresh, Identity},
+    },
+};
+
+/// The endpoints of this section.
+pub(super) fn routes() -> Routes {
+    vec![
+        route(register),
+        route(availability),
+        route(token_validity),
+        route(change_password),
+        route(deactivate),
+        route(who_am_i),
+    ]
+}
+
+async fn register(
+    app: Arc<App>,
+    _: Anonymous,
+    request: register::Request,
+) -> Result<register::Response, ApiError> {
+    if request.kind != RegistrationKind::User {
+        return Err(ApiError::forbidden("There are no guests on this server."));
+    }
+    let stage = match app.config.registration.mode {
+        RegistrationMode::Closed | RegistrationMode::Token => return Err(closed()),
+        RegistrationMode::Open => AuthType::Dummy,
+    };
+    let user_id = wanted_name(&app, request.username).await?;
+    let purpose = format!("register {user_id}");
+    let Some(auth) = request.auth else {
+        return Err(interactive::ask(&app, purpose, stage, None)?);
+    };
+    let AuthData::Dummy(dummy) = auth else { return Err(interactive::not_offered()) };
+    if !interactive::session_fits(&app, dummy.session.as_deref(), &purpose) {
+        return Err(interactive::ask(&app, purpose, stage, None)?);
+    }
+    let password = request
+        .password
+        .ok_or_else(|| ApiError::missing_param("A new account needs a password."))?;
+    let (now, salt, made) = ((app.clock)(), random()?, user_id.clone());
+    app.run_password_check(move |app| accounts::register(&app.store, &made, &password, &salt, now))
+        .await?;
+    if let Some(session) = dummy.session {
+        app.interactive.close(&session);
+    }
+    let mut response = register::Response::new(user_id.clone());
+    if request.inhibit_login {
+        return Ok(response);
+    }
+    let wish = DeviceWish {
+        device_id: request.device_id,
+        display_name: request.initial_device_display_name,
+        refresh: request.refresh_token,
+    };
+    let fresh = Fresh(random()?);
+    let start = move |app: &App| sessions::start(&app.store, user_id, wish, now, &fresh);
+    let started = app.run(start).await?;
+    response.device_id = Some(started.device_id);
+    response.access_token = Some(started.access_token);
+    response.refresh_token = started.refresh_token;
+    response.expires_in = started.expires_in;
+    Ok(response)
+}
+
+/// The user id of a new account: of the name that the client wants, or of one that is made up.
+async fn wanted_name(app: &Arc<App>, name: Option<String>) -> Result<OwnedUserId, ApiError> {
+    let name = match name {
+        Some(name) => name,
+        None => u64::from_be_bytes(random()?).to_string(),
+    };
+    app.run(move |app| accounts::available(&app.store, &app.config.server_name, &name)).await
+}
+
+fn closed() -> ApiError {
+    ApiError::forbidden("Accounts are made by your administrators.")
+}
+
+async fn availability(
+    app: Arc<App>,
+    _: Anonymous,
+    request: get_availability::Request,
+) -> Result<get_availability::Response, ApiError> {
+    if app.config.registration.mode == RegistrationMode::Closed {
+        return Err(closed());
+    }
+    wanted_name(&app, Some(request.username)).await?;
+    Ok(get_availability::Response::new(true))
+}
+
+async fn token_validity(
+    _: Arc<App>,
+    _: Anonymous,
+    _: check_token::Request,
+) -> Result<check_token::Response, ApiError> {
+    Err(closed())
+}
+
+async fn change_password(
+    app: Arc<App>,
+    identity: Identity,
+    request: change_password::Request,
+) -> Result<change_password::Response, ApiError> {
+    interactive::confirm(&app, &identity, request.auth, "change the password").await?;
+    let salt = random()?;
+    let change = move |app: &App| {
+        let (password, others) = (&request.new_password, request.logout_devices);
+        accounts::change_password(&app.store, identity, password, others, &salt)
+    };
+    app.run_password_check(change).await?;
+    Ok(change_password::Response::new())
+}
+
+async fn deactivate(
+    app: Arc<App>,
+    identity: Identity,
+    request: deactivate::Request,
+) -> Result<deactivate::Response, ApiError> {
+    interactive::confirm(&app, &identity, request.auth, "deactivate the account").await?;
+    app.run(move |app| accounts::deactivate(&app.store, identity.user_id)).await?;
+    Ok(deactivate::Response::new(ThirdPartyIdRemovalStatus::NoSupport))
+}
+
+async fn who_am_i(
+    _: Arc<App>,
+    identity: Identity,
+    _: whoami::Request,
+) -> Result<whoami::Response, ApiError> {
+    let mut response = whoami::Response::new(identity.user_id, false);
+    response.device_id = Some(identity.device_id);
+    Ok(response)
+}
+
+impl From<AccountError> for ApiError {
+    fn from(error: AccountError) -> Self {
+        let status = StatusCode::BAD_REQUEST;
+        match error {
+            AccountError::InvalidName => {
+                Self::new(status, ErrorKind::InvalidUsername, error.to_string())
+            }
+            AccountError::Taken => Self::new(status, ErrorKind::UserInUse, "The name is taken."),
+            AccountError::Password(error) => error.into(),
+            AccountError::Store(error) => error.into(),
+        }
+    }
+}

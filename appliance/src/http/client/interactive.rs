@@ -1,0 +1,85 @@
+//! [User-interactive authentication](https://spec.matrix.org/v1.19/client-server-api/#user-interactive-authentication-api):
+//! asking again for the password before something that cannot be undone.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use ruma::api::{
+    client::uiaa::{AuthData, AuthFlow, AuthType, UiaaInfo, UserIdentifier},
+    error::{ErrorKind, StandardErrorBody},
+};
+use serde_json::value::RawValue;
+
+use crate::{
+    app::{App, random},
+    http::error::ApiError,
+    service::sessions::{self, Identity, LogInError},
+};
+
+/// Lets pass who proves with the password of their account who they are; asks all others for it.
+///
+/// `purpose` says what is to be done, so that a session opened for one thing does not serve another.
+pub(super) async fn confirm(
+    app: &Arc<App>,
+    identity: &Identity,
+    auth: Option<AuthData>,
+    purpose: &str,
+) -> Result<(), ApiError> {
+    let purpose = format!("{} {} {purpose}", identity.user_id, identity.device_id);
+    let Some(AuthData::Password(password)) = auth else {
+        return Err(ask(app, purpose, AuthType::Password, None)?);
+    };
+    if !session_fits(app, password.session.as_deref(), &purpose) {
+        return Err(ask(app, purpose, AuthType::Password, None)?);
+    }
+    let UserIdentifier::Matrix(user) = &password.identifier else {
+        return Err(ask(app, purpose, AuthType::Password, Some(wrong_password()))?);
+    };
+    let user_id = identity.user_id.clone();
+    let named = sessions::full_user_id(&user.user, &app.config.server_name);
+    if named.as_deref() != Some(&*user_id) {
+        return Err(ask(app, purpose, AuthType::Password, Some(wrong_password()))?);
+    }
+    let now = (app.clock)();
+    app.attempts.begin(Some(&user_id), None, now).map_err(LogInError::TooMany)?;
+    let (owner, secret) = (user_id.clone(), password.password);
+    let check = move |app: &App| sessions::password_is_right(&app.store, &owner, &secret);
+    if !app.run_password_check(check).await? {
+        app.attempts.failed(&user_id, None, now);
+        return Err(ask(app, purpose, AuthType::Password, Some(wrong_password()))?);
+    }
+    if let Some(session) = &password.session {
+        app.interactive.close(session);
+    }
+    Ok(())
+}
+
+/// Whether a session was opened for this purpose. Clients may also answer at once without one.
+pub(super) fn session_fits(app: &App, session: Option<&str>, purpose: &str) -> bool {
+    session.is_none_or(|session| app.interactive.is_open(session, purpose, (app.clock)()))
+}
+
+/// The answer that asks for one stage.
+pub(super) fn ask(
+    app: &App,
+    purpose: String,
+    stage: AuthType,
+    error: Option<StandardErrorBody>,
+) -> Result<ApiError, ApiError> {
+    let mut info = UiaaInfo::new(vec![AuthFlow::new(vec![stage])]);
+    info.session = Some(app.interactive.open(purpose, (app.clock)(), random()?));
+    // Some clients insist on an object.
+    info.params = RawValue::from_string("{}".to_owned()).ok();
+    info.auth_error = error.map(Box::new);
+    Ok(ApiError::interactive(info))
+}
+
+fn wrong_password() -> StandardErrorBody {
+    StandardErrorBody::new(ErrorKind::Forbidden, "The password is wrong.".to_owned())
+}
+
+/// 403 for stages that are not offered.
+pub(super) fn not_offered() -> ApiError {
+    let message = "This way of authentication is not offered.";
+    ApiError::new(StatusCode::FORBIDDEN, ErrorKind::Forbidden, message)
+}
