@@ -51,6 +51,12 @@ impl Desk {
         Ok(Self { name: name.to_owned(), folder, socket, narrator })
     }
 
+    /// The same desk, with somebody who tells what is done at it.
+    #[must_use]
+    pub fn loud(&self) -> Self {
+        Self { narrator: Narrator::Loud, ..self.clone() }
+    }
+
     /// A file on the desk.
     #[must_use]
     pub fn path(&self, file: &str) -> PathBuf {

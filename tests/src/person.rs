@@ -186,6 +186,15 @@ impl Person {
         word(&self.call("create_room", arguments)?, "room")
     }
 
+    /// Invites `user`.
+    ///
+    /// # Errors
+    /// As [`Person::call`].
+    pub fn invite(&mut self, room: &str, user: &str) -> Result<()> {
+        self.call("invite", json!({"room": room, "user": user}))?;
+        Ok(())
+    }
+
     /// Waits for an invite to `room` and joins it. Answers who invited.
     ///
     /// # Errors

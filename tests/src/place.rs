@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    net::SocketAddr,
     process::{Child, Command, Stdio},
 };
 
@@ -66,6 +67,30 @@ impl Place {
                 command
             }
         }
+    }
+}
+
+impl Place {
+    /// Whether a TCP connection to `address` succeeds from this place.
+    ///
+    /// # Errors
+    /// When it cannot be tried.
+    pub fn reaches(&self, address: SocketAddr) -> Result<bool> {
+        let attempt = format!("exec 3<>/dev/tcp/{}/{}", address.ip(), address.port());
+        let mut command = self.command("timeout");
+        command.args(["5", "bash", "-c", &attempt]).stderr(Stdio::null());
+        Ok(command.status()?.success())
+    }
+
+    /// The names of the network interfaces of this place.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn interfaces(&self) -> Result<Vec<String>> {
+        let output = self.command("cat").arg("/proc/net/dev").output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let names = text.lines().filter_map(|line| line.split_once(':'));
+        Ok(names.map(|(name, _)| name.trim().to_owned()).collect())
     }
 }
 
