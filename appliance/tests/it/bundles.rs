@@ -1,0 +1,279 @@
+//! Two enclaves that share no network: pairing by cards, and bundles carried to and fro.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, OwnedRoomId, RoomVersionId, UserId,
+    events::room::member::MembershipState, server_name,
+};
+use sallyport::{
+    app::App,
+    config::Config,
+    service::{
+        bundle::{self, export::export, import::import},
+        own_keys, peers,
+    },
+    shutdown,
+};
+use sallyport_core::{
+    admin::{BundleImported, CardTerms},
+    card::{Card, Direction, Policy, Proposed},
+    room::{self, Intent, create},
+    sign::{KeyRole, Policy as SigningPolicy, SigningRequest},
+    time::Millis,
+};
+use sallyport_hsm::{KeyKind, SoftwareToken, Token as _};
+use sallyport_store::{Error, Outcome};
+
+const NOW: Millis = Millis(1_000_000_000_000);
+const ALICE: &str = "@alice:alpha.test";
+const BOB: &str = "@bob:bravo.test";
+
+struct Enclave {
+    app: Arc<App>,
+    card: Vec<u8>,
+    _folder: tempfile::TempDir,
+}
+
+/// A box with a software token and a card that its enclave's root has signed.
+fn enclave(name: &str) -> Enclave {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let text = format!(
+        "server_name = '{name}'\ndata_dir = {:?}\nallow_software_keys = true\n[token]\nkind = 'software'\npath = {:?}",
+        data.display().to_string(),
+        folder.path().join("token").display().to_string(),
+    );
+    let config = Config::parse(&text, Path::new("test")).unwrap();
+    let (_, shutdown) = shutdown::channel();
+    let app = App::open(config, || NOW, shutdown).unwrap();
+    own_keys::ensure(&app.store, &**app.token.as_ref().unwrap(), NOW).unwrap();
+
+    let policy = SigningPolicy { server_name: app.config.server_name.clone() };
+    let safe = folder.path().join("safe");
+    let root = SoftwareToken::open_or_create(&safe, Duration::ZERO, policy).unwrap();
+    let key = root.generate(KeyRole::Root, KeyKind::P256).unwrap();
+    let content = peers::card_request(&app, NOW).unwrap().into_content(CardTerms {
+        enclave: name.to_owned(),
+        serial: 1,
+        not_before: NOW,
+        not_after: NOW.plus(Duration::from_secs(365 * 24 * 3600)),
+        root: root.public_key(&key).unwrap(),
+        policy: Policy {
+            bundle_bytes_max: 1 << 30,
+            room_versions: room::VERSIONS.to_vec(),
+            direction: Direction::Both,
+            export_approvals: 0,
+            import_approvals: 0,
+        },
+    });
+    let card = Card::sign(&content, |bytes| root.sign(&key, &SigningRequest::Card(bytes.to_vec())))
+        .unwrap();
+    peers::install_own_card(&app, card.clone(), NOW).unwrap();
+    Enclave { app, card, _folder: folder }
+}
+
+impl Enclave {
+    fn pair(&self, other: &Self) {
+        let words = Proposed::parse(&other.card, NOW).unwrap().fingerprint().words();
+        peers::pair(&self.app, other.card.clone(), &words, NOW).unwrap();
+    }
+
+    fn send(&self, room_id: &OwnedRoomId, intent: Intent) {
+        let draft = self
+            .app
+            .store
+            .read(|read| room::draft(&read.view(room_id)?, room_id, intent))
+            .unwrap()
+            .unwrap();
+        let mac = self.app.event_mac.clone();
+        let outcome = self.app.store.write(move |write| write.append(draft, None, &mac)).unwrap();
+        assert!(matches!(outcome, Outcome::Done(Ok(_))));
+    }
+
+    fn found(&self) -> OwnedRoomId {
+        let founded = create::create(
+            &RoomVersionId::V12,
+            "!unused:alpha.test".try_into().unwrap(),
+            user(ALICE),
+            CanonicalJsonObject::new(),
+            NOW,
+            vec![
+                member(ALICE, ALICE, "join"),
+                state(ALICE, "m.room.power_levels", "", r#"{"users":{}}"#),
+                state(ALICE, "m.room.join_rules", "", r#"{"join_rule":"invite"}"#),
+            ],
+        )
+        .unwrap();
+        let (room_id, mac) = (founded.room_id.clone(), self.app.event_mac.clone());
+        self.app.store.write(move |write| write.found_room(&founded, &mac)).unwrap();
+        room_id
+    }
+
+    fn export(&self, to: &Self) -> PathBuf {
+        export(&self.app, &to.app.config.server_name, NOW).unwrap().path
+    }
+
+    fn import(&self, bundle: &Path) -> Result<BundleImported, bundle::Error> {
+        import(&self.app, bundle, NOW)
+    }
+
+    fn bodies(&self, room_id: &OwnedRoomId) -> Vec<String> {
+        self.app
+            .store
+            .read(|read| {
+                let room = read.room(room_id)?.unwrap();
+                let events = read.timeline(
+                    &room,
+                    i64::MIN,
+                    i64::MAX,
+                    sallyport_store::Direction::Forward,
+                    100,
+                )?;
+                Ok::<_, Error>(
+                    events.iter().filter_map(|event| event.pdu.content_field("body")).collect(),
+                )
+            })
+            .unwrap()
+    }
+
+    fn membership(&self, room_id: &OwnedRoomId, user_id: &str) -> Option<MembershipState> {
+        self.app
+            .store
+            .read(|read| match read.room(room_id)? {
+                Some(room) => read.membership(&room, user(user_id)),
+                None => Ok(None),
+            })
+            .unwrap()
+            .map(|membership| membership.membership)
+    }
+}
+
+fn user(id: &str) -> &UserId {
+    id.try_into().unwrap()
+}
+
+fn state(sender: &str, kind: &str, key: &str, json: &str) -> Intent {
+    let content = match serde_json::from_str(json).unwrap() {
+        CanonicalJsonValue::Object(object) => object,
+        _ => panic!("not an object"),
+    };
+    Intent::state(user(sender), kind.into(), key, content, NOW)
+}
+
+fn member(sender: &str, target: &str, membership: &str) -> Intent {
+    state(sender, "m.room.member", target, &format!(r#"{{"membership":"{membership}"}}"#))
+}
+
+fn message(sender: &str, body: &str) -> Intent {
+    Intent {
+        state_key: None,
+        ..state(sender, "m.room.message", "", &format!(r#"{{"body":"{body}"}}"#))
+    }
+}
+
+#[test]
+fn a_conversation_crosses_by_carried_bundles() {
+    let (alpha, bravo) = (enclave("alpha.test"), enclave("bravo.test"));
+    alpha.pair(&bravo);
+    bravo.pair(&alpha);
+    let room_id = alpha.found();
+    alpha.send(&room_id, message(ALICE, "only here"));
+    alpha.send(&room_id, member(ALICE, BOB, "invite"));
+    alpha.send(&room_id, message(ALICE, "between invite and join"));
+
+    let first = alpha.export(&bravo);
+    let imported = bravo.import(&first).unwrap();
+    assert!(!imported.known);
+    assert_eq!(bravo.membership(&room_id, BOB), Some(MembershipState::Invite));
+    assert_eq!(bravo.bodies(&room_id), ["between invite and join"]);
+
+    // Twice is a no-op.
+    assert!(bravo.import(&first).unwrap().known);
+    assert_eq!(bravo.bodies(&room_id), ["between invite and join"]);
+
+    // Bob joins and answers without a word from alpha.
+    bravo.send(&room_id, member(BOB, BOB, "join"));
+    bravo.send(&room_id, message(BOB, "an answer"));
+    let back = bravo.export(&alpha);
+    alpha.import(&back).unwrap();
+    assert_eq!(alpha.membership(&room_id, BOB), Some(MembershipState::Join));
+    assert_eq!(alpha.bodies(&room_id), ["only here", "between invite and join", "an answer"]);
+    let acked =
+        alpha.app.store.read(|read| read.peer(server_name!("bravo.test"))).unwrap().unwrap();
+    assert_eq!(acked.acked.seq, 1);
+
+    alpha.send(&room_id, message(ALICE, "more"));
+    let third = alpha.export(&bravo);
+    assert!(fs::metadata(&third).unwrap().len() < fs::metadata(&first).unwrap().len());
+    bravo.import(&third).unwrap();
+    assert_eq!(bravo.bodies(&room_id), ["between invite and join", "an answer", "more"]);
+}
+
+#[test]
+fn a_lost_stick_is_made_up_for_by_the_next() {
+    let (alpha, bravo) = (enclave("alpha.test"), enclave("bravo.test"));
+    alpha.pair(&bravo);
+    bravo.pair(&alpha);
+    let room_id = alpha.found();
+    alpha.send(&room_id, member(ALICE, BOB, "invite"));
+    alpha.send(&room_id, message(ALICE, "one"));
+    let lost = alpha.export(&bravo);
+    alpha.send(&room_id, message(ALICE, "two"));
+    let second = alpha.export(&bravo);
+    bravo.import(&second).unwrap();
+    assert_eq!(bravo.bodies(&room_id), ["one", "two"]);
+    // The lost one turns up: nothing to do.
+    assert!(bravo.import(&lost).unwrap().known);
+    assert_eq!(bravo.bodies(&room_id), ["one", "two"]);
+}
+
+#[test]
+fn what_is_wrong_with_a_bundle_is_said_and_changes_nothing() {
+    let (alpha, bravo, carol) =
+        (enclave("alpha.test"), enclave("bravo.test"), enclave("charlie.test"));
+    alpha.pair(&bravo);
+    bravo.pair(&alpha);
+    carol.pair(&alpha);
+    let room_id = alpha.found();
+    alpha.send(&room_id, member(ALICE, BOB, "invite"));
+    let good = alpha.export(&bravo);
+    let bytes = fs::read(&good).unwrap();
+    let bad = good.with_extension("bad");
+    let refused = |bytes: &[u8]| {
+        fs::write(&bad, bytes).unwrap();
+        let error = bravo.import(&bad).unwrap_err();
+        assert!(matches!(error, bundle::Error::Refused(_)), "{error}");
+    };
+    refused(&bytes[..bytes.len() - 1]);
+    refused(&bytes[..100]);
+    refused(b"");
+    for at in [0, 30, 200, bytes.len() / 2, bytes.len() - 1] {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1;
+        refused(&flipped);
+    }
+    let error = carol.import(&good).unwrap_err();
+    assert!(matches!(error, bundle::Error::Refused(_)), "{error}");
+    let late = import(&bravo.app, &good, NOW.plus(Duration::from_secs(100 * 24 * 3600)));
+    assert!(matches!(late, Err(bundle::Error::Refused(_))));
+    assert_eq!(bravo.membership(&room_id, BOB), None);
+    bravo.import(&good).unwrap();
+    assert_eq!(bravo.membership(&room_id, BOB), Some(MembershipState::Invite));
+}
+
+#[test]
+fn a_wrong_fingerprint_pairs_with_nobody() {
+    let (alpha, bravo) = (enclave("alpha.test"), enclave("bravo.test"));
+    let own_words = Proposed::parse(&alpha.card, NOW).unwrap().fingerprint().words();
+    let error = peers::pair(&alpha.app, bravo.card.clone(), &own_words, NOW).unwrap_err();
+    assert!(matches!(error, peers::Error::Fingerprint(_)), "{error}");
+    assert!(peers::list(&alpha.app.store).unwrap().is_empty());
+    let error = export(&alpha.app, server_name!("bravo.test"), NOW).unwrap_err();
+    assert!(matches!(error, bundle::Error::NotAPeer(_)), "{error}");
+}
