@@ -6,6 +6,7 @@
 
 pub mod export;
 pub mod import;
+mod media;
 mod rooms;
 mod users;
 

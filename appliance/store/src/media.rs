@@ -112,6 +112,27 @@ impl Read<'_> {
         }))
     }
 
+    /// What was uploaded to this server at or after a time, of at most this size in bytes.
+    pub fn media_since(
+        &self,
+        origin: &ServerName,
+        since: Millis,
+        bytes_max: u64,
+    ) -> Result<Vec<Media>> {
+        let mut statement = self.prepare(
+            "SELECT media_id FROM media
+             WHERE origin = ?1 AND created >= ?2 AND sha256 IS NOT NULL AND size <= ?3
+             ORDER BY created, media_id",
+        )?;
+        let bytes_max = i64::try_from(bytes_max).unwrap_or(i64::MAX);
+        let ids = statement
+            .query_map(params![origin.as_str(), to_sql(since), bytes_max], |row| {
+                row.get::<_, String>(0)
+            })?
+            .collect::<rusqlite::Result<Vec<_>>>()?;
+        ids.iter().filter_map(|id| self.media(origin, id).transpose()).collect()
+    }
+
     /// A thumbnail that was made before.
     pub fn thumbnail(&self, key: &ThumbnailKey) -> Result<Option<Thumbnail>> {
         let mut statement = self.prepare(

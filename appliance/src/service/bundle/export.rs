@@ -22,7 +22,7 @@ use sallyport_core::{
 };
 use sallyport_store::{Peer, Read, Told};
 
-use super::{Error, file, rooms, users};
+use super::{Error, file, media, rooms, users};
 use crate::{
     app::{App, random},
     service::{own_keys, peers, signer},
@@ -120,6 +120,7 @@ fn fill(
             events: room.room.extremities.clone(),
         });
     }
+    media::export(read, app, peer, &shared, &mut writer)?;
     told.claims = export_claims(read, peer, &mut writer)?;
     let (_, contents) = writer.finish()?;
     let prerequisites = Prerequisites { rooms: Vec::new(), to_device: first.saturating_sub(1) };

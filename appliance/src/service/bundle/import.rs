@@ -35,7 +35,7 @@ use sallyport_store::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Error, file, rooms, users};
+use super::{Error, file, media, rooms, users};
 use crate::{
     app::App,
     service::{
@@ -166,6 +166,8 @@ struct Import<'a> {
     now: Millis,
     pending: Vec<Change>,
     room: Option<OpenRoom>,
+    /// The file that is being received.
+    file: Option<media::Incoming>,
     /// Every server's keys, those of this bundle included.
     keys: BTreeMap<OwnedServerName, KeyDocument>,
 }
@@ -208,6 +210,7 @@ impl<'a> Import<'a> {
             now,
             pending: Vec::new(),
             room: None,
+            file: None,
             keys: BTreeMap::new(),
         })
     }
@@ -282,11 +285,12 @@ impl<'a> Import<'a> {
             Record::ToDevice(message) => self.pending.push(to_device(message)?),
             Record::Claim(claim) => self.pending.push(Change::Claim(key_claim(claim))),
             Record::Room(record) => return self.take_room(record, next),
-            Record::Media(_)
-            | Record::Keys(_)
-            | Record::Card(_)
-            | Record::Receipt(_)
-            | Record::Want(_) => {}
+            Record::Media(record) => {
+                let (app, peer) = (self.app, &self.peer);
+                let kept = media::take(app, peer, &mut self.file, record, self.now)?;
+                self.tally.media += u64::from(kept);
+            }
+            Record::Keys(_) | Record::Card(_) | Record::Receipt(_) | Record::Want(_) => {}
         }
         if self.pending.len() >= SLICE {
             self.store_slice(next)?;
