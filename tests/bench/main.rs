@@ -2,6 +2,12 @@
 //!
 //! With `PEER=127.0.0.1:8008` the same messages also go to another homeserver with open registration, so that both stand in one table.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "reading a field that a JSON value does not have gives null"
+)]
+
+mod exchange;
 mod load;
 mod scenes;
 mod table;

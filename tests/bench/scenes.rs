@@ -17,6 +17,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{
+    exchange,
     load::{self, Until},
     table::{Table, Target},
 };
@@ -33,7 +34,7 @@ pub(crate) struct Scene {
 
 /// Members of the room, and how many of their messages are in flight.
 const MEMBERS: usize = 50;
-const SENDERS: usize = 64;
+pub(crate) const SENDERS: usize = 64;
 
 const WARM_UP: Duration = Duration::from_secs(2);
 const MEASURED: Duration = Duration::from_secs(10);
@@ -42,7 +43,7 @@ const MEASURED: Duration = Duration::from_secs(10);
 const SLOW_TOKEN_MS: u64 = 300;
 
 /// Events in the large database.
-const MANY_EVENTS: usize = 100_000;
+pub(crate) const MANY_EVENTS: usize = 100_000;
 
 impl Scene {
     /// All scenes, in the order of the table.
@@ -50,6 +51,8 @@ impl Scene {
         Self { name: "send", what: "messages into one room", run: send },
         Self { name: "memory", what: "memory of an idle box", run: memory },
         Self { name: "start", what: "cold start", run: start },
+        Self { name: "roster", what: "roster", run: exchange::roster },
+        Self { name: "bundle", what: "bundles", run: exchange::bundle },
     ];
 }
 

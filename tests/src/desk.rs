@@ -156,11 +156,12 @@ impl Desk {
         serde_json::from_slice(&codes).context("the file of codes")
     }
 
-    /// Has the enclave root sign the box's pairing card and gives it to the box. Answers the card's file.
+    /// Has the enclave root sign the box's pairing card and gives it to the box. The card stays on the desk.
     ///
     /// # Errors
     /// When a step is refused.
-    pub fn issue_card(&self, name: &str) -> Result<PathBuf> {
+    pub fn issue_card(&self) -> Result<()> {
+        let name = &self.name;
         let said = self.sallyctl(&["card", "request", "--out", "card.request"])?;
         let hash = said.split_whitespace().last().context("no hash of the request")?;
         let (token, software) = ("root.toml", "--allow-software-keys");
@@ -182,7 +183,19 @@ impl Desk {
             &card,
         ])?;
         self.sallyctl(&["card", "install", &card])?;
-        Ok(self.path(&card))
+        Ok(())
+    }
+
+    /// Pairs with the enclave at `other`, whose officer reads the fingerprint of its card aloud.
+    ///
+    /// # Errors
+    /// When the card or the fingerprint is refused.
+    pub fn pair_with(&self, other: &Self) -> Result<()> {
+        let card = format!("{}.card", other.name);
+        fs::copy(other.path(&card), self.path(&card))?;
+        let read_aloud = other.fingerprint(&card)?;
+        self.sallyctl(&["peer", "add", &card, "--fingerprint", &read_aloud])?;
+        Ok(())
     }
 
     /// The fingerprint of a card, in words, as an officer reads it to the other one.

@@ -329,6 +329,15 @@ impl Enclave {
         Ok(number.parse()?)
     }
 
+    /// Makes `VmHWM` count from now.
+    ///
+    /// # Errors
+    /// When it does not run, or the kernel refuses.
+    pub fn forget_peak_memory(&self) -> Result<()> {
+        let child = self.running.as_ref().context("it does not run")?;
+        Ok(fs::write(format!("/proc/{}/clear_refs", child.id()), "5")?)
+    }
+
     /// Everything that the box has logged.
     #[must_use]
     pub fn log(&self) -> PathBuf {

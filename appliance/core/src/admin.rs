@@ -353,7 +353,7 @@ mod tests {
     fn authority_names_a_person() {
         let parse = |text: &str| Authority::parse(text.as_bytes()).map(|a| a.actor);
         assert_eq!(parse(r#"{"actor":"alice"}"#), Ok("alice".to_owned()));
-        let approvals = vec![r#""AAAA""#; ADMIN_APPROVALS_MAX + 1].join(",");
+        let approvals = [r#""AAAA""#; ADMIN_APPROVALS_MAX + 1].join(",");
         let table = [
             (String::new(), NoAuthority::Header),
             (r#"{"actor":"alice","root":true}"#.to_owned(), NoAuthority::Header),

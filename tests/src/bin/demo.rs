@@ -121,20 +121,19 @@ fn pair(alpha: &Enclave, bravo: &Enclave) -> Result<()> {
     TOLD.chapter("3. Pairing");
     TOLD.tell("Each enclave's root key, which otherwise stays in a safe, signs a card with the box's public keys. The cards are \
                exchanged, and each officer reads the fingerprint of the own card to the other one, in person.");
-    alpha.desk().loud().issue_card("alpha")?;
-    bravo.desk().loud().issue_card("bravo")?;
+    for enclave in [alpha, bravo] {
+        enclave.desk().loud().issue_card()?;
+    }
     for (here, there) in [(alpha, bravo), (bravo, alpha)] {
-        let theirs = format!("{}.card", there.plan().name);
-        std::fs::copy(there.desk().path(&theirs), here.desk().path(&theirs))?;
-        let read_aloud = there.desk().fingerprint(&theirs)?;
-        let wrong = read_aloud.split(' ').rev().collect::<Vec<_>>().join(" ");
-        let refused = here.desk().sallyctl(&["peer", "add", &theirs, "--fingerprint", &wrong]);
-        ensure!(refused.is_err(), "{} pairs although the fingerprint is wrong", here.plan().name);
+        let (name, card) = (&here.plan().name, format!("{}.card", there.plan().name));
+        let wrong = here.desk().fingerprint(&format!("{name}.card"))?;
+        std::fs::copy(there.desk().path(&card), here.desk().path(&card))?;
+        let refused = here.desk().sallyctl(&["peer", "add", &card, "--fingerprint", &wrong]);
+        ensure!(refused.is_err(), "{name} pairs although the fingerprint is another one's");
         TOLD.checked(&format!(
-            "{} refuses the card when the fingerprint is another",
-            here.plan().name
+            "{name} refuses the card as long as the fingerprint is another one's"
         ));
-        here.desk().loud().sallyctl(&["peer", "add", &theirs, "--fingerprint", &read_aloud])?;
+        here.desk().loud().pair_with(there.desk())?;
     }
     Ok(())
 }

@@ -206,7 +206,7 @@ fn what_a_peer_says_about_a_user_replaces_what_was_known() {
         Some(CrossSigningKey { public_key: key.into(), keys: format!(r#"{{"k":"{key}"}}"#) })
     };
     let replace = |stream_id, devices: &[&str], key: Option<CrossSigningKey>| {
-        let devices = devices.iter().map(|id| (<&DeviceId>::from(*id).to_owned(), format!("{{}}")));
+        let devices = devices.iter().map(|id| (<&DeviceId>::from(*id).to_owned(), "{}".to_owned()));
         let new = RemoteKeys {
             stream_id,
             devices: devices.collect::<BTreeMap<_, _>>(),

@@ -1,0 +1,173 @@
+//! Rosters and bundles: what comes and goes on sticks.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use sallyport_e2e::{
+    enclave::{Enclave, Plan},
+    http::Client,
+    person::word,
+    place::Place,
+};
+use serde_json::json;
+
+use crate::{
+    load::{self, Until},
+    scenes::{MANY_EVENTS, SENDERS, folder},
+    table::{Table, Target},
+};
+
+const ACCOUNTS: u32 = 100_000;
+
+/// How long the signer may take for everything that was sent.
+const SIGNED_WITHIN: Duration = Duration::from_secs(300);
+
+/// Imports a roster of many new people, and then the same one with a change.
+pub(crate) fn roster(table: &mut Table, _peer: Option<SocketAddr>) -> Result<()> {
+    let folder = folder()?;
+    let enclave = enclave("alpha", folder.path())?;
+    let mut list = "localpart,display_name,unit,clearance\n".to_owned();
+    for number in 0..ACCOUNTS {
+        writeln!(list, "soldier{number:06},Soldier {number},Company {},SECRET", number % 500)?;
+    }
+    let desk = enclave.desk();
+    let name = enclave.plan().server_name();
+    fs::write(desk.path("people.csv"), list)?;
+    let levels = "OPEN,RESTRICTED,SECRET";
+    desk.sallyctl(&[
+        "roster",
+        "make",
+        "people.csv",
+        "--enclave",
+        &name,
+        "--serial",
+        "1",
+        "--levels",
+        levels,
+        "--out",
+        "people.roster",
+    ])?;
+    let (token, software) = ("officer.toml", "--allow-software-keys");
+    desk.sallyctl(&[
+        "roster",
+        "sign",
+        "people.roster",
+        "--token",
+        token,
+        software,
+        "--out",
+        "people.signed",
+    ])?;
+    let started = Instant::now();
+    desk.sallyctl(&["roster", "import", "people.signed", "--codes", "people.codes"])?;
+    let title = format!("import of a roster of {ACCOUNTS} new people");
+    table.time(title, started.elapsed(), Target::Most(10_000.0));
+    table.row("  peak resident memory", mib(&enclave, "VmHWM")?, "MiB", Target::None);
+    Ok(())
+}
+
+/// Exports and imports a bundle with a tenth of the events, and one with all of them: memory must not grow with their number.
+pub(crate) fn bundle(table: &mut Table, _peer: Option<SocketAddr>) -> Result<()> {
+    let folder = folder()?;
+    let (alpha, bravo) = (enclave("alpha", folder.path())?, enclave("bravo", folder.path())?);
+    for enclave in [&alpha, &bravo] {
+        enclave.desk().issue_card()?;
+    }
+    alpha.desk().pair_with(bravo.desk())?;
+    bravo.desk().pair_with(alpha.desk())?;
+    let alice = alpha.client()?.register("alice", "a long enough password")?;
+    let bob = bravo.client()?.register("bob", "a long enough password")?;
+    let invited = json!({"invite": [format!("@bob:{}", bravo.plan().server_name())]});
+    let room = word(&alice.post("/_matrix/client/v3/createRoom", invited)?, "room_id")?;
+    carry(&alpha, &bravo, "invite")?;
+    bob.post(&format!("/_matrix/client/v3/join/{room}"), json!({}))?;
+    carry(&bravo, &alpha, "join")?;
+    let tokens = alice.token().map(str::to_owned).into_iter().collect();
+    let target = load::Target { address: alpha.plan().plain(), room, tokens };
+    let mut peaks = Vec::new();
+    for events in [MANY_EVENTS / 10, MANY_EVENTS] {
+        load::send(&target, SENDERS, Until::Sent(events), &format!("fill{events}"))?;
+        wait_until_signed(&alpha)?;
+        let trip = carry(&alpha, &bravo, &format!("events{events}"))?;
+        let target =
+            |most: f64| if events == MANY_EVENTS { Target::Most(most) } else { Target::None };
+        table.time(format!("export of {events} events"), trip.export, target(5_000.0));
+        table.row("  peak resident memory", trip.export_mib, "MiB", Target::None);
+        table.row("  size of the bundle", trip.size_mib, "MiB", Target::None);
+        table.time(format!("import of {events} events"), trip.import, target(15_000.0));
+        table.row("  peak resident memory", trip.import_mib, "MiB", Target::None);
+        peaks.push(trip.export_mib.max(trip.import_mib));
+    }
+    let (few, many) = (peaks.first().context("no peak")?, peaks.last().context("no peak")?);
+    let title = "peak memory with ten times the events, compared";
+    table.row(title, 100.0 * many / few, "%", Target::Most(130.0));
+    last_event_arrived(&bob, &target.room, MANY_EVENTS)
+}
+
+/// What one bundle took.
+struct Trip {
+    export: Duration,
+    export_mib: f64,
+    size_mib: f64,
+    import: Duration,
+    import_mib: f64,
+}
+
+fn carry(from: &Enclave, to: &Enclave, name: &str) -> Result<Trip> {
+    from.forget_peak_memory()?;
+    to.forget_peak_memory()?;
+    let file = format!("{name}.bundle");
+    let started = Instant::now();
+    from.desk().sallyctl(&["bundle", "export", &to.plan().server_name(), "--out", &file])?;
+    let export = started.elapsed();
+    let size_mib = fs::metadata(from.desk().path(&file))?.len() as f64 / f64::from(1 << 20);
+    fs::rename(from.desk().path(&file), to.desk().path(&file))?;
+    let started = Instant::now();
+    to.desk().sallyctl(&["bundle", "import", &file])?;
+    let import = started.elapsed();
+    let (export_mib, import_mib) = (mib(from, "VmHWM")?, mib(to, "VmHWM")?);
+    Ok(Trip { export, export_mib, size_mib, import, import_mib })
+}
+
+fn enclave(name: &str, folder: &std::path::Path) -> Result<Enclave> {
+    let mut plan = Plan::for_test(name, folder);
+    plan.ceremony = true;
+    let mut enclave = Enclave::create(plan, Place::Here)?;
+    enclave.start()?;
+    Ok(enclave)
+}
+
+/// Waits until the signer has caught up, as the box's metrics say. Not part of what is measured.
+fn wait_until_signed(enclave: &Enclave) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let metrics = enclave.client()?.request(http::Method::GET, "/metrics", None)?;
+        let text = String::from_utf8_lossy(&metrics.bytes);
+        let left = text.lines().find_map(|line| line.strip_prefix("unsigned_events "));
+        if left.context("no such metric")?.trim() == "0" {
+            return Ok(());
+        }
+        ensure!(started.elapsed() < SIGNED_WITHIN, "{left:?} events are still not signed");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn last_event_arrived(bob: &Client, room: &str, events: usize) -> Result<()> {
+    let page = bob.get(&format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=1"))?;
+    let body = page["chunk"][0]["content"]["body"].as_str().unwrap_or_default();
+    ensure!(
+        body.starts_with("Situation report"),
+        "the last of {events} events is not there: {page}"
+    );
+    Ok(())
+}
+
+fn mib(enclave: &Enclave, field: &str) -> Result<f64> {
+    Ok(enclave.memory_kib(field)? as f64 / 1024.0)
+}
