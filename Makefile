@@ -108,7 +108,7 @@ deny: ## Check licences, bans, sources and advisories of the dependencies
 
 .PHONY: doc
 doc: ## Build the documentation of the sources
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 .PHONY: clean
 clean: ## Remove the development enclave; compiled files stay

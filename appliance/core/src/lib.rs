@@ -4,7 +4,7 @@
 //! 1. A local user's wish becomes a [`room::Draft`] ([`room::draft`]): authorised against the room's current state.
 //! 2. The store's writer seals it ([`room::Draft::seal`]) onto the forward extremities: content hash, reference hash, event id.
 //!    Nothing else is decided there.
-//! 3. The signer later asks the token for a signature over [`event::Pdu::signing_request`] and attaches it
+//! 3. The signer later asks the token for a signature over [`sign::SigningRequest::Pdu`] and attaches it
 //!    ([`event::Signed::attach`]). Only a [`event::Signed`] event can leave the box.
 //! 4. An event from another server goes through [`room::decide`], which makes the checks of the Server-Server API,
 //!    ["Checks performed on receipt of a PDU"](https://spec.matrix.org/v1.16/server-server-api/#checks-performed-on-receipt-of-a-pdu),

@@ -1,8 +1,8 @@
 //! What may happen in a room, and what the room's state becomes.
 //!
-//! - [`draft`] authorises what a local user wants; [`Draft::seal`] turns it into an event.
+//! - [`draft()`] authorises what a local user wants; [`Draft::seal`] turns it into an event.
 //! - [`create`](create::create) founds a room.
-//! - [`decide`] judges an event that came from elsewhere.
+//! - [`decide()`] judges an event that came from elsewhere.
 //! - [`found`](snapshot::found) takes a room over from a snapshot (a carried invite).
 
 pub mod create;

@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Which token, and which key in it.
 #[derive(Args)]
 pub(crate) struct TokenArgs {
-    /// A file that describes the token, like the [token] table of the box's configuration:
+    /// A file that describes the token, like the `[token]` table of the box's configuration:
     /// kind = "pkcs11" for a smart card or HSM, kind = "software" and path = "FILE" for development.
     #[arg(long, value_name = "FILE")]
     token: PathBuf,

@@ -20,7 +20,7 @@ pub type Signatures =
 /// An event with a valid signature of its sender's server.
 ///
 /// Every way out of the box takes this type. It comes from [`Signed::attach`] (our own signature, verified) or
-/// [`Signed::verify`] (another server's), or is [reloaded](Signed::reload) from where one of them was stored.
+/// [`Incoming::verify`](crate::room::Incoming::verify) (another server's), or is [reloaded](Signed::reload) from where one of them was stored.
 #[derive(Debug, Clone)]
 pub struct Signed {
     pdu: Arc<Pdu>,
