@@ -242,11 +242,14 @@ class Session {
                 }
             },
         });
+        const { promise: backedUp, resolve } = Promise.withResolvers();
+        this.client.on(CryptoEvent.KeyBackupSessionsRemaining, (left) => left === 0 && resolve());
         const key = await crypto.createRecoveryKeyFromPassphrase();
         this.secretStorageKey = key.privateKey;
         await crypto.bootstrapSecretStorage({ createSecretStorageKey: async () => key, setupNewKeyBackup: true });
         if (!(await crypto.isCrossSigningReady())) throw new Error("cross-signing is not ready");
         if (!(await crypto.isSecretStorageReady())) throw new Error("secret storage is not ready");
+        await within(backedUp, 20_000, "the backup of the room keys");
         return { recovery: key.encodedPrivateKey };
     }
 
