@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod attempts;
 pub mod backups;
 pub mod bundle;
+pub mod clock;
 pub mod interactive;
 pub mod keys;
 pub mod media;

@@ -15,7 +15,7 @@ use std::{io, path::PathBuf};
 use ruma::OwnedServerName;
 use sallyport_core::bundle;
 
-use super::{own_keys, peers, receive, signer};
+use super::{clock, own_keys, peers, receive, signer};
 
 /// Why a bundle was not made or not imported.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,9 @@ pub enum Error {
     /// Cards are not to be had.
     #[error(transparent)]
     Peers(#[from] peers::Error),
+    /// The clock cannot be right.
+    #[error(transparent)]
+    Clock(#[from] clock::Error),
     /// There is no such peer.
     #[error("{0} is not a peer: exchange cards with it first")]
     NotAPeer(OwnedServerName),

@@ -583,6 +583,39 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_is_said_and_loses_nothing_that_was_answered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        let store = open(&path, |_| {}).unwrap();
+        store.write(|write| write.set_meta("kept", b"before")).unwrap();
+        // To SQLite a disk is full when the file may not grow.
+        store
+            .write(|write| {
+                write.read.connection.pragma_update(None, "max_page_count", 1)?;
+                Ok::<_, Error>(())
+            })
+            .unwrap();
+        let large = vec![0; 1 << 20];
+        let refused = store.write(move |write| write.set_meta("large", &large)).unwrap_err();
+        assert!(matches!(refused, Error::DiskFull | Error::GroupFailed(_)), "{refused}");
+        assert!(refused.to_string().contains("full"), "{refused}");
+        // Room again: the same box goes on.
+        store
+            .write(|write| {
+                write.read.connection.pragma_update(None, "max_page_count", 1 << 30)?;
+                write.set_meta("kept", b"after")
+            })
+            .unwrap();
+        store
+            .read(|read| {
+                assert_eq!(read.meta("kept")?, Some(b"after".to_vec()));
+                assert_eq!(read.meta("large")?, None);
+                Ok::<_, Error>(())
+            })
+            .unwrap();
+    }
+
+    #[test]
     fn a_database_keeps_its_owner_and_incarnation() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("db");

@@ -25,7 +25,7 @@ use sallyport_store::{Peer, Read, Told};
 use super::{Error, file, media, rooms, users};
 use crate::{
     app::{App, random},
-    service::{own_keys, peers, signer},
+    service::{clock, own_keys, peers, signer},
 };
 
 /// How many to-device messages, claims or keys are read at once.
@@ -55,6 +55,7 @@ struct Filled {
 /// If the peer is not known, events wait for their signatures, or a disk or the token fails. No number is used up unless
 /// the bundle is complete.
 pub fn export(app: &App, to: &ServerName, now: Millis) -> Result<Exported, Error> {
+    clock::check(&app.store, now)?;
     let peer =
         app.store.read(|read| read.peer(to))?.ok_or_else(|| Error::NotAPeer(to.to_owned()))?;
     let card = Card::stored(&peer.card).map_err(peers::Error::from)?;

@@ -39,7 +39,7 @@ use super::{Error, file, media, rooms, users};
 use crate::{
     app::App,
     service::{
-        own_keys, peers,
+        clock, own_keys, peers,
         receive::{self, NothingMore, receive},
     },
 };
@@ -55,6 +55,7 @@ const EVENTS: usize = 1024;
 /// If it is not accepted, before anything has changed; or if the database or a disk fails in between: then the import goes on
 /// where it stopped when it is tried again.
 pub fn import(app: &App, path: &Path, now: Millis) -> Result<BundleImported, Error> {
+    clock::check(&app.store, now)?;
     let all = peers::list(&app.store)?;
     let cards: Vec<Card> = all.iter().map(|(_, card)| card.clone()).collect();
     let gate = Gate {
