@@ -26,10 +26,11 @@ use tokio::{
 use crate::{
     config::Config,
     http::error::ApiError,
+    notify::Notify,
     secrets,
     service::{
         attempts::Attempts, interactive::Interactive, media::Files, presence::Presences,
-        sessions::SessionCache,
+        sessions::SessionCache, sync::unread::Counts, typing::Typing,
     },
     shutdown::Shutdown,
     telemetry::metrics::Metrics,
@@ -59,8 +60,14 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Whether the box is stopping; long-polls wait for it too.
     pub shutdown: Shutdown,
+    /// Wakes those who wait for news.
+    pub notify: Arc<Notify>,
     /// Key of the HMAC chain over local events.
     pub event_mac: hmac::Key,
+    /// Who is typing.
+    pub typing: Typing,
+    /// Unread counts, as far as they have been counted.
+    pub unread: Counts,
     calls: Arc<Semaphore>,
     password_checks: Arc<Semaphore>,
     thumbnails: Arc<Semaphore>,
@@ -144,9 +151,10 @@ impl App {
         let fresh = random().map_err(Error::NoRandomness)?;
         let event_mac = secrets::event_mac(&secret, fresh)
             .map_err(|source| Error::Secret { path: secret, source })?;
-        let commits = Arc::clone(&metrics);
         let sessions = Arc::new(SessionCache::default());
         let ended = Arc::clone(&sessions);
+        let notify = Arc::new(Notify::default());
+        let (commits, news) = (Arc::clone(&metrics), Arc::clone(&notify));
         let store = Store::open(sallyport_store::Options {
             path: &path,
             server_name: &config.server_name,
@@ -155,6 +163,7 @@ impl App {
                 if committed.sessions {
                     ended.clear();
                 }
+                news.publish(committed);
                 commits.commit(committed);
             }),
         });
@@ -177,8 +186,11 @@ impl App {
             metrics,
             calls: Arc::new(Semaphore::new(BLOCKING_CALLS_MAX)),
             password_checks: Arc::new(Semaphore::new(config.limits.login_workers)),
+            notify,
             event_mac,
             thumbnails: Arc::new(Semaphore::new(THUMBNAILS_AT_ONCE)),
+            typing: Typing::starting_at(clock()),
+            unread: Counts::default(),
             shutdown,
             config,
             _lock: lock,

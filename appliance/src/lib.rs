@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod http;
 pub mod listen;
+pub mod notify;
 pub mod secrets;
 pub mod serve;
 pub mod service;

@@ -19,5 +19,8 @@ pub mod presence;
 pub mod profiles;
 pub mod push_rules;
 pub mod receive;
+pub mod rooms;
 pub mod sessions;
 pub mod signer;
+pub mod sync;
+pub mod typing;

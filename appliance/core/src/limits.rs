@@ -232,3 +232,38 @@ pub const THUMBNAIL_SOURCE_PIXELS_MAX: u32 = 10_000;
 pub const THUMBNAIL_DECODED_BYTES_MAX: u64 = 160 * 1024 * 1024;
 /// Thumbnails that are made at a time.
 pub const THUMBNAILS_AT_ONCE: usize = 2;
+
+// --- Rooms and sync ---
+
+/// Events that one page of `/messages`, `/relations` or `/sync` may hold per room.
+pub const PAGE_EVENTS_MAX: usize = 1000;
+/// Events of a room's timeline in a sync whose filter names no limit.
+pub const TIMELINE_EVENTS_DEFAULT: usize = 20;
+/// Events that a filter may make one page read without matching any: then the page ends early.
+pub const FILTERED_EVENTS_MAX: usize = 2000;
+/// Milliseconds that a long-poll may wait.
+pub const SYNC_WAIT_MS_MAX: u64 = 120_000;
+/// Milliseconds that someone may be shown as typing without saying so again.
+pub const TYPING_MS_MAX: u64 = 60_000;
+/// Users shown as typing in one room.
+pub const TYPING_USERS_MAX: usize = 100;
+/// Events after a member's receipt that are looked at for their unread counts.
+pub const UNREAD_EVENTS_MAX: usize = 500;
+/// Rooms of members whose unread counts are kept in memory.
+pub const UNREAD_COUNTS_KEPT: usize = 50_000;
+/// Receipts that a sync shows of one room at first.
+pub const RECEIPTS_MAX: usize = 1000;
+/// Users that may be invited while a room is created.
+pub const INVITES_AT_CREATION_MAX: usize = 100;
+/// State events that may be given while a room is created.
+pub const INITIAL_STATE_MAX: usize = 100;
+/// Times that a local event is drafted again because the room's state has moved.
+pub const DRAFTS_MAX: usize = 16;
+/// Rooms that one page of the directory or of a space may list.
+pub const ROOMS_PAGE_MAX: usize = 100;
+/// Levels of rooms below a space that are listed.
+pub const SPACE_DEPTH_MAX: usize = 10;
+/// Bytes of a reason for a kick, a ban, a redaction, an invite.
+pub const REASON_BYTES_MAX: usize = 1024;
+/// Messages to a device in one sync.
+pub const TO_DEVICE_MESSAGES_MAX: usize = 100;

@@ -12,6 +12,7 @@ mod overlay;
 mod resolve;
 pub mod snapshot;
 mod view;
+pub mod visibility;
 
 use ruma::{RoomVersionId, room_version_rules::RoomVersionRules};
 

@@ -6,16 +6,26 @@ mod account_data;
 mod backups;
 mod capabilities;
 mod devices;
+mod directory;
 mod discovery;
 mod interactive;
 mod keys;
 mod media;
+mod membership;
 mod modules;
 mod presence;
 mod profiles;
 mod push;
+mod receipts;
+mod relations;
+mod rooms;
+mod send;
 mod session;
+mod state;
+mod sync;
+mod timeline;
 mod to_device;
+mod tokens;
 
 use super::Routes;
 
@@ -36,6 +46,15 @@ pub(super) fn routes() -> Routes {
         push::routes(),
         account_data::routes(),
         modules::routes(),
+        sync::routes(),
+        state::routes(),
+        timeline::routes(),
+        relations::routes(),
+        send::routes(),
+        rooms::routes(),
+        directory::routes(),
+        membership::routes(),
+        receipts::routes(),
     ]
     .into_iter()
     .flatten()

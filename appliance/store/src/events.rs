@@ -238,6 +238,9 @@ impl Write<'_> {
             )?
             .execute(params![target.as_str(), pdu.event_id().as_str()])?;
         }
+        if let Some(position) = new.position {
+            self.insert_relation(room, pdu, position)?;
+        }
         Ok(nid)
     }
 
@@ -294,6 +297,9 @@ impl Write<'_> {
         }
         let redacted =
             event.pdu.redacted(rules).map_err(|error| Error::corrupt("events", error))?;
+        if let Some(row) = self.room(room)? {
+            self.delete_relation(row.nid, &event)?;
+        }
         self.prepare("UPDATE events SET json = ?2, redacted_by = ?3 WHERE event_id = ?1")?
             .execute(params![target.as_str(), redacted.json(), redaction.as_str()])?;
         Ok(())

@@ -19,8 +19,10 @@ mod audit;
 mod backups;
 mod cache;
 mod devices;
+mod directory;
 mod error;
 mod events;
+mod history;
 mod key_pools;
 mod keys;
 mod media;
@@ -29,6 +31,8 @@ mod one_time_keys;
 mod peers;
 mod pool;
 mod profiles;
+mod receipts;
+mod relations;
 mod rooms;
 mod roster;
 mod schema;
@@ -55,6 +59,8 @@ pub use self::{
     peers::{Peer, Progress, Received, SharedRoom, Told, WaitingEvent},
     pool::{Committed, Options, Read, Store, Write},
     profiles::Profile,
+    receipts::{NewReceipt, Receipt},
+    relations::{RelationQuery, ThreadSummary},
     rooms::{Membership, Outcome, Placed, Room},
     server_keys::OwnKey,
     sessions::{NewSession, NewTokens, Session, TokenHash},

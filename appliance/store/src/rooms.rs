@@ -518,6 +518,9 @@ impl Write<'_> {
         let nid = match self.event_nid(pdu.event_id())? {
             Some(nid) => {
                 self.replace_event(nid, &new)?;
+                if let Some(position) = position {
+                    self.insert_relation(room, pdu, position)?;
+                }
                 nid
             }
             None => self.insert_event(room, &new)?,

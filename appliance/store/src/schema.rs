@@ -10,6 +10,7 @@ const MIGRATIONS: &[M<'static>] = &[
     M::up(include_str!("../migrations/0001_meta.sql")),
     M::up(include_str!("../migrations/0002_accounts.sql")),
     M::up(include_str!("../migrations/0003_rooms.sql")),
+    M::up(include_str!("../migrations/0004_reading.sql")),
     M::up(include_str!("../migrations/0005_keys.sql")),
     M::up(include_str!("../migrations/0006_peers.sql")),
     M::up(include_str!("../migrations/0007_administration.sql")),

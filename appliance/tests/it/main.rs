@@ -4,3 +4,11 @@
 mod bundles;
 #[cfg(test)]
 mod frame;
+#[cfg(test)]
+mod member;
+#[cfg(test)]
+mod rooms;
+#[cfg(test)]
+mod sync;
+#[cfg(test)]
+mod sync_gaps;

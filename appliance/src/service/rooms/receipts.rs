@@ -1,0 +1,67 @@
+//! What members say that they have read.
+
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, UserId, events::receipt::ReceiptThread};
+use sallyport_core::time::Millis;
+use sallyport_store::NewReceipt;
+
+use super::Error;
+use crate::app::App;
+
+/// A receipt, as a client sends it.
+#[derive(Debug, Clone, Copy)]
+pub struct Receipt<'a> {
+    /// The room.
+    pub room_id: &'a RoomId,
+    /// Who has read.
+    pub user_id: &'a UserId,
+    /// The newest event that was read.
+    pub event_id: &'a EventId,
+    /// Whether only the user's own devices may know.
+    pub private: bool,
+    /// What was read: a thread, what is outside of threads, or everything.
+    pub thread: &'a ReceiptThread,
+    /// When.
+    pub now: Millis,
+}
+
+/// Notes what a member has read. A receipt never moves back.
+///
+/// # Errors
+/// If the user is not joined to the room.
+pub fn acknowledge(app: &App, receipt: &Receipt<'_>) -> Result<(), Error> {
+    let Receipt { room_id, user_id, event_id, private, thread, now } = *receipt;
+    let kind = if private { "m.read.private" } else { "m.read" };
+    let thread = thread.as_str().map(str::to_owned);
+    let (room_id, user_id) = (room_id.to_owned(), user_id.to_owned());
+    let event_id = event_id.to_owned();
+    app.store.write(move |write| {
+        let room = super::joined_room(write, &room_id, &user_id)?;
+        let new = NewReceipt {
+            user_id: &user_id,
+            kind,
+            thread: thread.as_deref(),
+            event_id: &event_id,
+            ts: now,
+        };
+        write.store_receipt(&room, &new)?;
+        Ok(())
+    })
+}
+
+/// Moves a member's read marker, which their devices share. It is account data of the room.
+///
+/// # Errors
+/// If the user is not joined to the room.
+pub fn mark_fully_read(
+    app: &App,
+    user_id: &UserId,
+    room_id: OwnedRoomId,
+    event_id: OwnedEventId,
+) -> Result<(), Error> {
+    let user_id = user_id.to_owned();
+    app.store.write(move |write| {
+        super::joined_room(write, &room_id, &user_id)?;
+        let content = serde_json::json!({ "event_id": event_id }).to_string();
+        Ok(write.set_account_data(&user_id, Some(&room_id), "m.fully_read", &content)?)
+    })
+}

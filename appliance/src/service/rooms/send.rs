@@ -1,0 +1,131 @@
+//! Sending: from what a member wants to an event of the room.
+//!
+//! This is the busiest path of the box. It reads a few rows of the room and of the sender, writes
+//! rows of the event alone, and does nothing per member.
+
+use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedTransactionId};
+use sallyport_core::{
+    limits::DRAFTS_MAX,
+    room::{self, Draft, Intent, RoomView as _},
+};
+use sallyport_store::{Outcome, Transaction, Write};
+
+use super::Error;
+use crate::app::App;
+
+/// What a member wants to send, and by which request.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// What to send.
+    pub intent: Intent,
+    /// Device and transaction id, if the endpoint has one: asked again, the answer is the same.
+    pub transaction: Option<(OwnedDeviceId, OwnedTransactionId)>,
+}
+
+/// What came of looking at a wish.
+#[derive(Debug)]
+pub enum Attempt {
+    /// The same request has sent it before.
+    Sent(OwnedEventId),
+    /// It is authorised.
+    Draft(Draft),
+}
+
+impl Wish {
+    /// A wish that no transaction id protects from being done twice.
+    #[must_use]
+    pub fn new(room_id: OwnedRoomId, intent: Intent) -> Self {
+        Self { room_id, intent, transaction: None }
+    }
+
+    fn transaction(&self) -> Option<Transaction<'_>> {
+        let (device_id, txn_id) = self.transaction.as_ref()?;
+        Some(Transaction { device_id, txn_id })
+    }
+}
+
+/// Sends an event and waits until it is on disk.
+///
+/// # Errors
+/// If the room's rules refuse it or it does not fit.
+pub fn send(app: &App, wish: Wish) -> Result<OwnedEventId, Error> {
+    for _ in 0..DRAFTS_MAX {
+        let draft = match attempt(app, &wish)? {
+            Attempt::Sent(event_id) => return Ok(event_id),
+            Attempt::Draft(draft) => draft,
+        };
+        let (wish, mac) = (wish.clone(), app.event_mac.clone());
+        match app.store.write(move |write| commit(write, &wish, draft, &mac))? {
+            Outcome::Done(event_id) => return Ok(event_id),
+            Outcome::Stale => {}
+        }
+    }
+    Err(Error::Busy)
+}
+
+/// Authorises a wish on a snapshot of the database.
+///
+/// # Errors
+/// If the room's rules refuse it.
+pub fn attempt(app: &App, wish: &Wish) -> Result<Attempt, Error> {
+    app.store.read(|read| {
+        if let Some(transaction) = wish.transaction()
+            && let Some(event_id) = read.sent_before(&wish.intent.sender, &transaction)?
+        {
+            return Ok(Attempt::Sent(event_id));
+        }
+        let view = read.view(&wish.room_id)?;
+        let draft = room::draft(&view, &wish.room_id, wish.intent.clone())?;
+        Ok(Attempt::Draft(draft.map_err(Error::Refused)?))
+    })
+}
+
+/// Makes a draft part of its room; a redaction takes effect in the same command.
+///
+/// # Errors
+/// If it is too large.
+pub fn commit(
+    write: &mut Write<'_>,
+    wish: &Wish,
+    draft: Draft,
+    mac: &ring::hmac::Key,
+) -> Result<Outcome<OwnedEventId>, Error> {
+    // Two copies of one request may have been drafted side by side.
+    if let Some(transaction) = wish.transaction()
+        && let Some(event_id) = write.sent_before(&wish.intent.sender, &transaction)?
+    {
+        return Ok(Outcome::Done(event_id));
+    }
+    let event_id = match write.append(draft, wish.transaction(), mac)? {
+        Outcome::Stale => return Ok(Outcome::Stale),
+        Outcome::Done(placed) => placed.map_err(Error::Seal)?.event_id,
+    };
+    if wish.intent.redacts.is_some() {
+        apply_redaction(write, wish, &event_id)?;
+    }
+    Ok(Outcome::Done(event_id))
+}
+
+fn apply_redaction(
+    write: &mut Write<'_>,
+    wish: &Wish,
+    redaction_id: &ruma::EventId,
+) -> Result<(), Error> {
+    let (room, target) = {
+        let view = write.view(&wish.room_id)?;
+        let (Some(room), Some(rules)) = (view.room().cloned(), view.rules()) else {
+            return Ok(());
+        };
+        let Some(redaction) = view.event(redaction_id)? else { return Ok(()) };
+        let Some(target) = redaction.pdu.redacts() else { return Ok(()) };
+        let Some(known) = view.event(target)? else { return Ok(()) };
+        if !room::may_redact(&view, room.state, &rules, &redaction.pdu, &known.pdu)? {
+            return Ok(());
+        }
+        (room, target.to_owned())
+    };
+    write.apply_redaction(&room, &target, redaction_id)?;
+    Ok(())
+}
