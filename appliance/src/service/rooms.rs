@@ -65,6 +65,9 @@ pub enum Error {
     /// The room's state moved again and again while the event was drafted.
     #[error("the room changes too fast")]
     Busy,
+    /// The peers cannot be read.
+    #[error("the list of peers cannot be read")]
+    Peers(#[from] super::peers::Error),
     /// The operating system gave no random bytes.
     #[error("no randomness is available")]
     NoRandomness(#[source] crate::app::Interrupted),

@@ -15,17 +15,20 @@ use std::{
 };
 
 use ruma::{
-    OwnedRoomId, RoomId,
+    OwnedRoomId, RoomId, UInt,
     api::client::{
         filter::FilterDefinition,
         sync::sync_events::v3::{JoinedRoom, Response},
     },
-    events::{push_rules::PushRulesEventContent, room::member::MembershipState},
-    push::Ruleset,
+    events::{
+        presence::{PresenceEvent, PresenceEventContent},
+        room::member::MembershipState,
+    },
+    presence::PresenceState,
     serde::Raw,
 };
 use sallyport_core::time::Millis;
-use sallyport_store::{Error, Incarnation, Membership, Read, Room};
+use sallyport_store::{Error as StoreError, Incarnation, Membership, Read, Room};
 use serde_json::value::{RawValue, to_raw_value};
 
 use self::{
@@ -35,7 +38,12 @@ use self::{
     token::{Token, Told},
     unread::Rules,
 };
-use super::{rooms::format::Format, sessions::Identity};
+use super::{
+    account_data,
+    push_rules::{self, PushRuleError},
+    rooms::format::Format,
+    sessions::Identity,
+};
 use crate::app::App;
 
 /// What a device asks for.
@@ -53,6 +61,17 @@ pub struct Query {
     pub state_after: bool,
     /// The present.
     pub now: Millis,
+}
+
+/// Why a sync failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The device's push rules are damaged.
+    #[error("the push rules cannot be read")]
+    Rules(#[from] PushRuleError),
+    /// The database failed.
+    #[error("what is new cannot be read")]
+    Store(#[from] StoreError),
 }
 
 /// What is new, and up to where that is said.
@@ -100,6 +119,7 @@ pub fn sync(app: &App, query: &Query) -> Result<Answer, Error> {
         sync.add_rooms(&mut response)?;
         sync.add_account_data(&mut response)?;
         told.to_device = sync.add_messages(&mut response)?;
+        told.presence = sync.add_presence(&mut response)?;
         devices::add_key_counts(&mut response, read, &query.identity)?;
         response.next_batch = Token::of_sync(incarnation, position, told).to_string();
         Ok(Answer { response, position, typing })
@@ -110,7 +130,7 @@ pub fn sync(app: &App, query: &Query) -> Result<Answer, Error> {
 ///
 /// # Errors
 /// If the database fails.
-pub fn watched_rooms(app: &App, identity: &Identity) -> Result<BTreeSet<OwnedRoomId>, Error> {
+pub fn watched_rooms(app: &App, identity: &Identity) -> Result<BTreeSet<OwnedRoomId>, StoreError> {
     let rooms =
         app.store.read(|read| super::rooms::state::joined_rooms(read, &identity.user_id))?;
     Ok(rooms.into_iter().collect())
@@ -147,7 +167,12 @@ impl Sync<'_, '_> {
     }
 
     /// Notes whose devices come into sight or go out of it with the news of a room.
-    fn meet(&self, company: &mut Company, room: &Room, place: &Membership) -> Result<(), Error> {
+    fn meet(
+        &self,
+        company: &mut Company,
+        room: &Room,
+        place: &Membership,
+    ) -> Result<(), StoreError> {
         let Some(since) = &self.since else { return Ok(()) };
         let was_joined = self.was_joined(room, place, since.position)?;
         match (was_joined, place.membership == MembershipState::Join) {
@@ -159,7 +184,7 @@ impl Sync<'_, '_> {
     }
 
     /// The user's places in rooms that may have news.
-    fn places(&self) -> Result<Vec<Membership>, Error> {
+    fn places(&self) -> Result<Vec<Membership>, StoreError> {
         let user_id = &self.query.identity.user_id;
         let since = match &self.since {
             Some(since) if !self.query.full_state => since,
@@ -215,7 +240,12 @@ impl Sync<'_, '_> {
         Ok(())
     }
 
-    fn joined(&self, room: &Room, place: &Membership, rules: &Rules) -> Result<JoinedRoom, Error> {
+    fn joined(
+        &self,
+        room: &Room,
+        place: &Membership,
+        rules: &Rules,
+    ) -> Result<JoinedRoom, StoreError> {
         let since = match &self.since {
             Some(since) if self.was_joined(room, place, since.position)? => Some(since.position),
             _ => None,
@@ -230,7 +260,7 @@ impl Sync<'_, '_> {
         )
     }
 
-    fn was_joined(&self, room: &Room, place: &Membership, since: i64) -> Result<bool, Error> {
+    fn was_joined(&self, room: &Room, place: &Membership, since: i64) -> Result<bool, StoreError> {
         if place.position <= since {
             return Ok(place.membership == MembershipState::Join);
         }
@@ -263,7 +293,7 @@ impl Sync<'_, '_> {
     fn add_account_data(&self, response: &mut Response) -> Result<(), Error> {
         let user_id = &self.query.identity.user_id;
         let since = self.since.map_or(0, |since| since.position);
-        for data in self.read.account_data_changes(user_id, since, self.position)? {
+        for data in account_data::changes(self.read, user_id, since, self.position)? {
             let event = AccountDataEvent { kind: &data.kind, content: parse(&data.content)? };
             match &data.room_id {
                 None if allows_global(&self.query.filter.account_data, &data.kind, None) => {
@@ -296,7 +326,7 @@ impl Sync<'_, '_> {
     }
 
     /// Adds messages to the device; answers up to where. Those that it says to have are deleted.
-    fn add_messages(&self, response: &mut Response) -> Result<i64, Error> {
+    fn add_messages(&self, response: &mut Response) -> Result<i64, StoreError> {
         let identity = &self.query.identity;
         let from = self.since.and_then(|since| since.told).map_or(0, |told| told.to_device);
         let Identity { user_id, device_id } = identity;
@@ -305,25 +335,49 @@ impl Sync<'_, '_> {
             self.app.store.submit(
                 move |write| write.delete_to_device_messages(&user_id, &device_id, from),
                 // If it fails, the next sync tries again.
-                |deleted: Result<(), Error>| drop(deleted),
+                |deleted: Result<(), StoreError>| drop(deleted),
             );
         }
         devices::add_messages(response, self.read, identity, from, self.position)
     }
 
+    /// Adds who came and went among those that the user shares a room with; answers up to which change.
+    ///
+    /// Nobody is woken for it: a thousand people who come to work would wake a thousand others
+    /// each. It goes along with the next answer, at the latest when a long-poll's time is over.
+    fn add_presence(&self, response: &mut Response) -> Result<u64, Error> {
+        let filter = &self.query.filter.presence;
+        let since = self.since.and_then(|since| since.told).map_or(0, |told| told.presence);
+        let presences = &self.app.presences;
+        let (newest, _) = presences.changes([], 0);
+        // A count that is ahead of ours is from before a restart.
+        let since = if since > newest { 0 } else { since };
+        if newest == since {
+            return Ok(newest);
+        }
+        let sharing = self.read.users_sharing_rooms(&self.query.identity.user_id)?;
+        let (newest, changes) = presences.changes(sharing.iter().map(|user| &**user), since);
+        for (user_id, presence) in changes {
+            if !allows_global(filter, "m.presence", Some(&user_id)) {
+                continue;
+            }
+            let mut content = PresenceEventContent::new(presence.state.clone());
+            content.status_msg = presence.status;
+            content.currently_active = Some(presence.state == PresenceState::Online);
+            let ago = self.query.now.since(presence.active).as_millis();
+            content.last_active_ago = UInt::try_from(u64::try_from(ago).unwrap_or(u64::MAX)).ok();
+            let event = PresenceEvent { content, sender: user_id };
+            response.presence.events.push(raw(&event)?);
+        }
+        Ok(newest)
+    }
+
     fn rules(&self) -> Result<Rules, Error> {
         let user_id = &self.query.identity.user_id;
-        let stored = self.read.account_data(user_id, None, "m.push_rules")?;
+        let stored = self.read.account_data(user_id, None, push_rules::ACCOUNT_DATA_TYPE)?;
         let mut hasher = DefaultHasher::new();
         stored.hash(&mut hasher);
-        let ruleset = match stored {
-            Some(json) => {
-                serde_json::from_str::<PushRulesEventContent>(&json)
-                    .map_err(|error| Error::corrupt("account_data", error))?
-                    .global
-            }
-            None => Ruleset::server_default(user_id),
-        };
+        let ruleset = push_rules::rules(self.read, user_id)?;
         Ok(Rules { ruleset, fingerprint: hasher.finish() })
     }
 }
@@ -335,13 +389,13 @@ struct AccountDataEvent<'a> {
     content: &'a RawValue,
 }
 
-fn parse(json: &str) -> Result<&RawValue, Error> {
-    serde_json::from_str(json).map_err(|error| Error::corrupt("account_data", error))
+fn parse(json: &str) -> Result<&RawValue, StoreError> {
+    serde_json::from_str(json).map_err(|error| StoreError::corrupt("account_data", error))
 }
 
 /// Writes an event that is made here.
-fn raw<T>(event: &impl serde::Serialize) -> Result<Raw<T>, Error> {
-    let json = to_raw_value(event).map_err(|error| Error::corrupt("account_data", error))?;
+fn raw<T>(event: &impl serde::Serialize) -> Result<Raw<T>, StoreError> {
+    let json = to_raw_value(event).map_err(|error| StoreError::corrupt("account_data", error))?;
     Ok(Raw::from_json(json))
 }
 

@@ -301,9 +301,8 @@ fn threads_reactions_and_edits_are_bundled() {
             direction: Direction::Backward,
             limit: 10,
         };
-        let found = alice.app.store.read(|read| {
-            rooms::relations::relating(read, alice.id(), &wanted)
-        });
+        let found =
+            alice.app.store.read(|read| rooms::relations::relating(read, alice.id(), &wanted));
         let events = found.unwrap().events;
         events.iter().map(|event| event.pdu.event_id().to_owned()).collect::<Vec<_>>()
     };
@@ -380,10 +379,8 @@ fn a_space_lists_the_rooms_that_its_reader_may_know() {
     alice.set_state(&space, "m.space.child", public.as_str(), via("b")).unwrap();
     let tree = |member: &Member, skip, limit| {
         let query = rooms::summary::TreeQuery { skip, limit, depth: 5, suggested_only: false };
-        let tree = member
-            .app
-            .store
-            .read(|read| rooms::summary::tree(read, &space, member.id(), query));
+        let tree =
+            member.app.store.read(|read| rooms::summary::tree(read, &space, member.id(), query));
         let (rooms, more) = tree.unwrap();
         (rooms.into_iter().map(|room| room.summary.room_id).collect::<Vec<_>>(), more)
     };

@@ -255,7 +255,11 @@ fn unread_counts_follow_messages_and_receipts() {
     assert_eq!(unread.notification_count, Some(ruma::uint!(0)));
 }
 
-pub(crate) fn acknowledge(member: &crate::member::Member, room_id: &ruma::RoomId, event_id: &ruma::EventId) {
+pub(crate) fn acknowledge(
+    member: &crate::member::Member,
+    room_id: &ruma::RoomId,
+    event_id: &ruma::EventId,
+) {
     let receipt = rooms::receipts::Receipt {
         room_id,
         user_id: member.id(),

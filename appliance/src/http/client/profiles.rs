@@ -26,6 +26,7 @@ use crate::{
     http::{Routes, error::ApiError, route::route},
     service::{
         profiles::{self, ProfileError},
+        rooms,
         sessions::Identity,
     },
 };
@@ -84,8 +85,13 @@ async fn change(
     value: Option<Value>,
 ) -> Result<(), ApiError> {
     own(&identity, &user_id)?;
-    let change = move |app: &App| profiles::set_field(&app.store, &user_id, &field, value.as_ref());
-    app.run(change).await.map(drop)
+    let now = (app.clock)();
+    let of = user_id.clone();
+    let change = move |app: &App| profiles::set_field(&app.store, &of, &field, value.as_ref());
+    if app.run(change).await? {
+        app.run(move |app| rooms::membership::show_profile(app, &user_id, now)).await?;
+    }
+    Ok(())
 }
 
 async fn search(

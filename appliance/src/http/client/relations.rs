@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// Events of a page whose request names no limit.
-const LIMIT_DEFAULT: UInt = ruma::uint!(20);
+const LIMIT_DEFAULT: u32 = 20;
 
 /// The endpoints of this section.
 pub(super) fn routes() -> Routes {
@@ -101,7 +101,7 @@ impl Page {
         direction: Direction,
         limit: Option<UInt>,
     ) -> Self {
-        Self { from, to, direction, limit: limit.unwrap_or(LIMIT_DEFAULT) }
+        Self { from, to, direction, limit: limit.unwrap_or_else(|| LIMIT_DEFAULT.into()) }
     }
 
     async fn read(
@@ -150,7 +150,7 @@ async fn threads(
                 &identity.user_id,
                 request.include == IncludeThreads::Participated,
                 position_of(read, request.from.as_deref())?,
-                limit(request.limit.unwrap_or(LIMIT_DEFAULT)),
+                limit(request.limit.unwrap_or_else(|| LIMIT_DEFAULT.into())),
             )?;
             let chunk = format(read, &found.room, &identity, now).events(&found.events)?;
             let mut response = get_threads::Response::new(chunk);

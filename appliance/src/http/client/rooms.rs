@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use ruma::api::{client::room::create_room::v3 as create_room, error::ErrorKind};
+use ruma::api::{
+    client::room::{create_room::v3 as create_room, upgrade_room::v3 as upgrade_room},
+    error::ErrorKind,
+};
 use sallyport_core::room::Refusal;
 
 use crate::{
@@ -75,6 +78,7 @@ impl From<rooms::Error> for ApiError {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::TooLarge, message)
             }
             Error::Busy => Self::unavailable(error),
+            Error::Peers(_) => Self::internal(error),
             Error::NoRandomness(source) => source.into(),
             Error::Store(source) => source.into(),
         }

@@ -29,13 +29,15 @@ async fn sync_events(
     request: sync_events::Request,
 ) -> Result<sync_events::Response, ApiError> {
     let since = request.since.as_deref().map(Token::parse).transpose();
+    let now = (app.clock)();
+    app.presences.set(&identity.user_id, request.set_presence, None, now);
     let query = Query {
         since: since.map_err(|error| ApiError::invalid_param(error.to_string()))?,
         filter: filter(&app, &identity, request.filter).await?,
         identity,
         full_state: request.full_state,
         state_after: request.use_state_after,
-        now: (app.clock)(),
+        now,
     };
     let wait = request.timeout.unwrap_or_default().min(Duration::from_millis(SYNC_WAIT_MS_MAX));
     let may_wait = query.since.is_some() && !query.full_state && !wait.is_zero();
@@ -69,14 +71,26 @@ async fn wait_for_news(
                     () = app.shutdown.requested() => false,
                 }
             };
-            if !timeout_at(deadline, news).await.unwrap_or(false) {
-                return Ok(answer);
+            match timeout_at(deadline, news).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(answer),
+                // What nobody is woken for goes along.
+                Err(_) => return ask(app, query).await,
             }
         }
         missed = false;
         answer = ask(app, query).await?;
         if !answer.is_empty() {
             return Ok(answer);
+        }
+    }
+}
+
+impl From<sync::Error> for ApiError {
+    fn from(error: sync::Error) -> Self {
+        match error {
+            sync::Error::Rules(error) => error.into(),
+            sync::Error::Store(error) => error.into(),
         }
     }
 }

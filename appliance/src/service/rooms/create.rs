@@ -132,6 +132,9 @@ impl<'a> Plan<'a> {
         if request.initial_state.len() > INITIAL_STATE_MAX {
             return Err(Error::Invalid("too many initial state events"));
         }
+        for user_id in &request.invite {
+            membership::check_reachable(app, user_id)?;
+        }
         let public = request.visibility == Visibility::Public;
         let preset = match &request.preset {
             Some(preset) => preset.clone(),

@@ -19,7 +19,7 @@ use super::{
     Error,
     send::{Wish, send},
 };
-use crate::app::App;
+use crate::{app::App, service::peers};
 
 /// A change of somebody's membership.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +41,7 @@ pub struct Change<'a> {
 /// # Errors
 /// If the sender may not, or the user is on a server that this box is not paired with.
 pub fn invite(app: &App, change: Change<'_>) -> Result<(), Error> {
+    check_reachable(app, change.target)?;
     let content = app.store.read(|read| {
         super::joined_room(read, change.room_id, change.sender)?;
         content(read, change.target, MembershipState::Invite, change.reason)
@@ -152,6 +153,27 @@ pub fn forget(app: &App, room_id: &RoomId, user_id: &UserId) -> Result<(), Error
     })
 }
 
+/// Shows a user's new name and picture in all rooms that they are joined to.
+///
+/// # Errors
+/// If the database fails. Rooms whose rules do not let the user do it keep the old ones.
+pub fn show_profile(app: &App, user_id: &UserId, now: Millis) -> Result<(), Error> {
+    let rooms = app.store.read(|read| super::state::joined_rooms(read, user_id))?;
+    for room_id in rooms {
+        let content = app.store.read(|read| content(read, user_id, MembershipState::Join, None))?;
+        let change =
+            Change { room_id: &room_id, sender: user_id, target: user_id, reason: None, now };
+        match set(app, change, content) {
+            Ok(()) => {}
+            Err(Error::Store(error)) => return Err(error.into()),
+            Err(error) => {
+                log::debug!(room_id:% = room_id, error:% = error; "a room keeps an old profile");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The content of a member event, with what the user calls themselves.
 ///
 /// # Errors
@@ -171,6 +193,19 @@ pub fn content(
         }
     }
     Ok(content)
+}
+
+/// Whether an invite can ever reach a user: they are here, or on a server that this box is paired with.
+///
+/// # Errors
+/// [`Error::NotAPeer`] if not.
+pub fn check_reachable(app: &App, user_id: &UserId) -> Result<(), Error> {
+    let server = user_id.server_name();
+    if server == app.config.server_name || peers::is_peer(&app.store, server)? {
+        Ok(())
+    } else {
+        Err(Error::NotAPeer(user_id.to_owned()))
+    }
 }
 
 const NO_SUCH_ROOM: &str = "this server does not have the room";

@@ -72,11 +72,7 @@ pub fn upgrade(app: &App, upgrade: &Upgrade<'_>) -> Result<OwnedRoomId, Error> {
     Err(Error::Busy)
 }
 
-fn prepare(
-    app: &App,
-    read: &Read<'_>,
-    upgrade: &Upgrade<'_>,
-) -> Result<(Founded, Draft), Error> {
+fn prepare(app: &App, read: &Read<'_>, upgrade: &Upgrade<'_>) -> Result<(Founded, Draft), Error> {
     let old = super::joined_room(read, upgrade.room_id, upgrade.user_id)?;
     let intents = intents(read, &old, upgrade)?;
     let creation = creation_content(read, &old, upgrade)?;
@@ -214,7 +210,8 @@ fn new_power_levels(
     } else {
         let view = read.view(&old.room_id)?;
         let rules = view.rules().ok_or(Error::NotInRoom)?;
-        let most = power_levels(&view, old.state, &rules)?.map_or(ruma::int!(100), |levels| levels.max());
+        let most =
+            power_levels(&view, old.state, &rules)?.map_or(ruma::int!(100), |levels| levels.max());
         let level = CanonicalJsonValue::Integer(most.max(ruma::int!(100)));
         users.insert(upgrade.user_id.to_string(), level);
     }
