@@ -93,8 +93,12 @@ impl Pdu {
         room_id: OwnedRoomId,
         json: Box<str>,
     ) -> Result<Self, FormatError> {
-        let body =
+        let mut body: Body =
             serde_json::from_str(&json).map_err(|error| FormatError::Field(error.to_string()))?;
+        // Where it stands depends on the room version; what was stored has it in the right place.
+        if body.kind == TimelineEventType::RoomRedaction && body.redacts.is_none() {
+            body.redacts = content_redacts(&body.content);
+        }
         Ok(Self { event_id, room_id, body, json })
     }
 

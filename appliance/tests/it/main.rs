@@ -9,6 +9,8 @@ mod member;
 #[cfg(test)]
 mod rooms;
 #[cfg(test)]
+mod rooms_http;
+#[cfg(test)]
 mod sync;
 #[cfg(test)]
 mod sync_gaps;

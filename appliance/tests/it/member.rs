@@ -42,8 +42,9 @@ pub(crate) struct Member {
     pub(crate) identity: Identity,
 }
 
-pub(crate) fn open(folder: &Path) -> Arc<App> {
-    let text = format!("server_name = 'alpha.test'\ndata_dir = {:?}", folder.display().to_string());
+pub(crate) fn open_with(folder: &Path, more: &str) -> Arc<App> {
+    let folder = folder.display().to_string();
+    let text = format!("server_name = 'alpha.test'\ndata_dir = {folder:?}\n{more}");
     let config = Config::parse(&text, Path::new("test")).unwrap();
     let (trigger, shutdown) = shutdown::channel();
     // The stop is never announced: who waits for it waits for ever.
@@ -54,7 +55,7 @@ pub(crate) fn open(folder: &Path) -> Arc<App> {
 impl TestBox {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self { app: open(folder.path()), _folder: folder }
+        Self { app: open_with(folder.path(), ""), _folder: folder }
     }
 
     pub(crate) fn member(&self, name: &str) -> Member {

@@ -225,7 +225,8 @@ fn unread_counts_follow_messages_and_receipts() {
     alice.invite(&room, &third);
     third.join(&room);
     alice.say(&room, "one");
-    let two = alice.say(&room, "two bob");
+    let mention = json!({ "body": "two", "m.mentions": { "user_ids": [bob.id()] } });
+    let two = alice.send(&room, "m.room.message", mention);
     alice.say(&room, "three");
     let first = bob.sync(None);
     let unread = &first.rooms.join[&room].unread_notifications;

@@ -131,12 +131,14 @@ impl<'r, 'c> Eyes<'r, 'c> {
         if may_see(&self.moment(event.state_before)?, joined_after) {
             return Ok(true);
         }
-        let about_itself = match event.pdu.kind() {
-            TimelineEventType::RoomHistoryVisibility => event.pdu.state_key() == Some(""),
-            TimelineEventType::RoomMember => event.pdu.state_key() == Some(self.user_id.as_str()),
-            _ => false,
-        };
-        Ok(about_itself && may_see(&self.moment(event.state_after)?, joined_after))
+        match (event.pdu.kind(), event.pdu.state_key()) {
+            (TimelineEventType::RoomHistoryVisibility, Some("")) => {
+                Ok(may_see(&self.moment(event.state_after)?, joined_after))
+            }
+            // What becomes of them is told to everybody, also who rejects an invite or is banned.
+            (TimelineEventType::RoomMember, Some(member)) => Ok(member == self.user_id.as_str()),
+            _ => Ok(false),
+        }
     }
 
     /// Leaves out the events that the user may not see.

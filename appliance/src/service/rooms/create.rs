@@ -2,7 +2,7 @@
 //!
 //! [Client-Server API, "Creation"](https://spec.matrix.org/v1.16/client-server-api/#creation).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomId,
@@ -14,7 +14,7 @@ use ruma::{
     events::{StateEventType, room::member::MembershipState},
 };
 use sallyport_core::{
-    limits::{INITIAL_STATE_MAX, INVITES_AT_CREATION_MAX},
+    limits::{DRAFTS_MAX, INITIAL_STATE_MAX, INVITES_AT_CREATION_MAX},
     room::{
         self, Intent,
         create::{CreateError, Founded},
@@ -40,13 +40,30 @@ pub fn create(
 ) -> Result<OwnedRoomId, Error> {
     let version =
         request.room_version.clone().unwrap_or_else(|| app.config.rooms.default_version.clone());
-    let plan = Plan::new(app, creator, version, request, now)?;
-    let intents = app.store.read(|read| plan.intents(read))?;
-    let founded = found(app, creator, &plan.version, plan.creation.clone(), now, intents)?;
-    let (alias, public, mac) = (plan.alias, plan.public, app.event_mac.clone());
-    let creator = creator.to_owned();
+    let mut plan = Plan::new(app, creator, version, request, now)?;
+    for _ in 0..DRAFTS_MAX {
+        let intents = app.store.read(|read| plan.intents(read))?;
+        let creation = plan.creation.clone();
+        let founded = found(app, creator, &plan.version, creation, plan.now, intents)?;
+        if let Some(room_id) = commit(app, &plan, founded)? {
+            return Ok(room_id);
+        }
+        plan.now = plan.now.plus(Duration::from_millis(1));
+    }
+    Err(Error::Busy)
+}
+
+/// Stores a new room with its alias and its place in the directory; `None` if its id is taken.
+fn commit(app: &App, plan: &Plan<'_>, founded: Founded) -> Result<Option<OwnedRoomId>, Error> {
+    let (alias, public, mac) = (plan.alias.clone(), plan.public, app.event_mac.clone());
+    let creator = plan.creator.to_owned();
     app.store.write(move |write| {
         let room_id = founded.room_id.clone();
+        // From version 12 on a room's id is the hash of its create event: one who founds two equal
+        // rooms within a millisecond would found the same one twice.
+        if write.room(&room_id)?.is_some() {
+            return Ok(None);
+        }
         write.found_room(&founded, &mac)?;
         if let Some(alias) = alias
             && !write.insert_alias(&alias, &room_id, &creator)?
@@ -56,7 +73,7 @@ pub fn create(
         if public {
             write.publish(&room_id, true)?;
         }
-        Ok(room_id)
+        Ok(Some(room_id))
     })
 }
 

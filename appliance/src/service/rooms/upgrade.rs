@@ -2,7 +2,7 @@
 //!
 //! [Client-Server API, "Room upgrades"](https://spec.matrix.org/v1.16/client-server-api/#room-upgrades).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId,
@@ -61,13 +61,15 @@ pub fn upgrade(app: &App, upgrade: &Upgrade<'_>) -> Result<OwnedRoomId, Error> {
             "additional_creators must be accounts of this server: they can never be removed",
         ));
     }
+    let mut upgrade = upgrade.clone();
     for _ in 0..DRAFTS_MAX {
-        let (founded, tombstone) = app.store.read(|read| prepare(app, read, upgrade))?;
+        let (founded, tombstone) = app.store.read(|read| prepare(app, read, &upgrade))?;
         let new_room = founded.room_id.clone();
         if commit(app, upgrade.room_id, founded, tombstone)? == Outcome::Done(()) {
-            quieten(app, upgrade);
+            quieten(app, &upgrade);
             return Ok(new_room);
         }
+        upgrade.now = upgrade.now.plus(Duration::from_millis(1));
     }
     Err(Error::Busy)
 }
@@ -101,6 +103,10 @@ fn commit(
 ) -> Result<Outcome<()>, Error> {
     let (old, mac) = (old.to_owned(), app.event_mac.clone());
     app.store.write(move |write| {
+        // Its id may be taken, as for any new room.
+        if write.room(&founded.room_id)?.is_some() {
+            return Ok(Outcome::Stale);
+        }
         match write.append(tombstone, None, &mac)? {
             Outcome::Stale => return Ok(Outcome::Stale),
             Outcome::Done(placed) => placed.map_err(Error::Seal)?,

@@ -1,0 +1,242 @@
+//! The endpoints of rooms over HTTP, as a client calls them.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use axum::{Router, body::Body};
+use http::{Request, StatusCode};
+use http_body_util::BodyExt as _;
+use sallyport::{config::Api, http::router};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use crate::member::open_with;
+
+/// Someone with an access token.
+struct Client {
+    router: Router,
+    user_id: String,
+    token: String,
+}
+
+impl Client {
+    async fn register(router: &Router, name: &str) -> Self {
+        let mut client =
+            Self { router: router.clone(), user_id: String::new(), token: String::new() };
+        let account = json!({ "username": name, "password": "correct horse battery" });
+        let (_, asked) = client.call("POST", "/_matrix/client/v3/register", &account).await;
+        let session = &asked["session"];
+        let auth = json!({ "type": "m.login.dummy", "session": session });
+        let account =
+            json!({ "username": name, "password": "correct horse battery", "auth": auth });
+        let account = client.ok("POST", "/_matrix/client/v3/register", &account).await;
+        client.user_id = account["user_id"].as_str().unwrap().to_owned();
+        client.token = account["access_token"].as_str().unwrap().to_owned();
+        client
+    }
+
+    async fn call(&self, method: &str, path: &str, body: &Value) -> (StatusCode, Value) {
+        let mut request = Request::builder().method(method).uri(path);
+        if !self.token.is_empty() {
+            request = request.header("authorization", format!("Bearer {}", self.token));
+        }
+        let body = if method == "GET" { Body::empty() } else { Body::from(body.to_string()) };
+        let response = self.router.clone().oneshot(request.body(body).unwrap()).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    async fn ok(&self, method: &str, path: &str, body: &Value) -> Value {
+        let (status, answer) = self.call(method, path, body).await;
+        assert_eq!(status, StatusCode::OK, "{method} {path}: {answer}");
+        answer
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        self.ok("GET", path, &Value::Null).await
+    }
+
+    async fn fails(&self, method: &str, path: &str, body: &Value) -> (StatusCode, String) {
+        let (status, answer) = self.call(method, path, body).await;
+        (status, answer["errcode"].as_str().unwrap_or_default().to_owned())
+    }
+
+    async fn create(&self, body: &Value) -> String {
+        let created = self.ok("POST", "/_matrix/client/v3/createRoom", body).await;
+        created["room_id"].as_str().unwrap().to_owned()
+    }
+
+    async fn send(&self, room: &str, txn_id: &str, body: &str) -> String {
+        let path = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/{txn_id}");
+        let content = json!({ "msgtype": "m.text", "body": body });
+        let sent = self.ok("PUT", &path, &content).await;
+        sent["event_id"].as_str().unwrap().to_owned()
+    }
+}
+
+fn open_box(folder: &tempfile::TempDir) -> Router {
+    let app = open_with(folder.path(), "[registration]\nmode = 'open'\n");
+    router(app, &BTreeSet::from([Api::Client]))
+}
+
+#[tokio::test]
+async fn a_conversation() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = open_box(&folder);
+    let alice = Client::register(&router, "alice").await;
+    let bob = Client::register(&router, "bob").await;
+    let room = alice
+        .create(&json!({ "preset": "private_chat", "name": "Watch", "invite": [bob.user_id] }))
+        .await;
+
+    let first = bob.get("/_matrix/client/v3/sync").await;
+    assert!(first["rooms"]["invite"][&room]["invite_state"]["events"].is_array());
+    let joined = bob.ok("POST", &format!("/_matrix/client/v3/join/{room}"), &json!({})).await;
+    assert_eq!(joined["room_id"], room.as_str());
+    let event_id = alice.send(&room, "1", "hello").await;
+    assert_eq!(alice.send(&room, "1", "hello").await, event_id);
+
+    let since = first["next_batch"].as_str().unwrap();
+    let second = bob.get(&format!("/_matrix/client/v3/sync?since={since}")).await;
+    let events = second["rooms"]["join"][&room]["timeline"]["events"].as_array().unwrap();
+    let last = events.last().unwrap();
+    assert_eq!(last["event_id"], event_id.as_str());
+    assert!(last["unsigned"]["age"].is_u64());
+    assert!(last["unsigned"].get("transaction_id").is_none());
+    assert!(last.get("room_id").is_none());
+
+    let base = format!("/_matrix/client/v3/rooms/{room}");
+    let one = bob.get(&format!("{base}/event/{event_id}")).await;
+    assert_eq!(one["room_id"], room.as_str());
+    let page = bob.get(&format!("{base}/messages?dir=b&limit=1")).await;
+    assert_eq!(page["chunk"][0]["event_id"], event_id.as_str());
+    let end = page["end"].as_str().unwrap();
+    let page = bob.get(&format!("{base}/messages?dir=b&limit=1&from={end}")).await;
+    assert_eq!(page["chunk"][0]["type"], "m.room.member");
+    let context = bob.get(&format!("{base}/context/{event_id}?limit=4")).await;
+    assert_eq!(context["event"]["event_id"], event_id.as_str());
+    assert_eq!(context["events_before"][0]["type"], "m.room.member");
+    let name = bob.get(&format!("{base}/state/m.room.name")).await;
+    assert_eq!(name, json!({ "name": "Watch" }));
+    let name = bob.get(&format!("{base}/state/m.room.name/?format=event")).await;
+    assert_eq!(name["content"]["name"], "Watch");
+    let members = bob.get(&format!("{base}/members?not_membership=leave")).await;
+    assert_eq!(members["chunk"].as_array().unwrap().len(), 2);
+    let joined = bob.get(&format!("{base}/joined_members")).await;
+    assert_eq!(joined["joined"].as_object().unwrap().len(), 2);
+    let near = format!("/_matrix/client/v1/rooms/{room}/timestamp_to_event?ts=0&dir=f");
+    assert!(bob.get(&near).await["event_id"].is_string());
+    let rooms = bob.get("/_matrix/client/v3/joined_rooms").await;
+    assert_eq!(rooms["joined_rooms"], json!([room]));
+}
+
+#[tokio::test]
+async fn a_long_poll_hears_of_messages_typing_and_receipts() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = open_box(&folder);
+    let alice = Client::register(&router, "alice").await;
+    let bob = Client::register(&router, "bob").await;
+    let room = alice.create(&json!({ "preset": "public_chat" })).await;
+    bob.ok("POST", &format!("/_matrix/client/v3/join/{room}"), &json!({})).await;
+    let base = format!("/_matrix/client/v3/rooms/{room}");
+    let mut since = bob.get("/_matrix/client/v3/sync").await["next_batch"].clone();
+    let typing = format!("{base}/typing/{}", alice.user_id);
+    let event_id = alice.send(&room, "0", "before").await;
+    let receipt = format!("{base}/receipt/m.read/{event_id}");
+    let steps = [
+        ("PUT", format!("{base}/send/m.room.message/1"), json!({ "body": "hello" })),
+        ("PUT", typing, json!({ "typing": true, "timeout": 30_000 })),
+        ("POST", receipt, json!({})),
+    ];
+    since = news(&bob, &since).await["next_batch"].clone();
+    for (index, (method, path, body)) in steps.iter().enumerate() {
+        let (heard, _) = tokio::join!(news(&bob, &since), alice.ok(method, path, body));
+        let joined = &heard["rooms"]["join"][&room];
+        match index {
+            0 => assert_eq!(joined["timeline"]["events"][0]["content"]["body"], "hello"),
+            1 => {
+                let ids = &joined["ephemeral"]["events"][0]["content"]["user_ids"];
+                assert_eq!(*ids, json!([alice.user_id]));
+            }
+            _ => {
+                let receipts = &joined["ephemeral"]["events"][0]["content"][&event_id];
+                assert!(receipts["m.read"][&alice.user_id]["ts"].is_u64());
+            }
+        }
+        since = heard["next_batch"].clone();
+    }
+    // With nothing new the answer comes when the time is over, and says so.
+    let path = format!("/_matrix/client/v3/sync?timeout=20&since={}", since.as_str().unwrap());
+    let quiet = bob.get(&path).await;
+    assert!(quiet.get("rooms").is_none(), "{quiet}");
+}
+
+async fn news(client: &Client, since: &Value) -> Value {
+    let path = format!("/_matrix/client/v3/sync?timeout=60000&since={}", since.as_str().unwrap());
+    let sync = client.get(&path);
+    tokio::time::timeout(Duration::from_secs(30), sync).await.unwrap()
+}
+
+#[tokio::test]
+async fn refusals_have_the_codes_of_the_specification() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = open_box(&folder);
+    let alice = Client::register(&router, "alice").await;
+    let bob = Client::register(&router, "bob").await;
+    let room = alice.create(&json!({ "room_alias_name": "bridge" })).await;
+    let base = format!("/_matrix/client/v3/rooms/{room}");
+    let (bad, forbidden) = (StatusCode::BAD_REQUEST, StatusCode::FORBIDDEN);
+    let empty = json!({});
+    let filter = "/_matrix/client/v3/sync?filter=nothing";
+    let alias = "/_matrix/client/v3/directory/room/%23none:alpha.test";
+    let invite = json!({ "user_id": "@carol:bravo.test" });
+    for (client, method, path, body, status, code) in [
+        (&bob, "GET", format!("{base}/state"), &empty, forbidden, "M_FORBIDDEN"),
+        (&bob, "GET", format!("{base}/messages?dir=b"), &empty, forbidden, "M_FORBIDDEN"),
+        (&bob, "GET", format!("{base}/initialSync"), &empty, forbidden, "M_FORBIDDEN"),
+        (&bob, "POST", format!("{base}/join"), &empty, forbidden, "M_FORBIDDEN"),
+        (&bob, "POST", format!("{base}/leave"), &empty, forbidden, "M_FORBIDDEN"),
+        (&bob, "PUT", format!("{base}/send/m.x/1"), &empty, forbidden, "M_FORBIDDEN"),
+        (&alice, "PUT", format!("{base}/send/m.x/1"), &json!({ "a": 1.5 }), bad, "M_BAD_JSON"),
+        (&alice, "POST", format!("{base}/invite"), &invite, forbidden, "M_FORBIDDEN"),
+        (&alice, "POST", format!("{base}/forget"), &empty, bad, "M_INVALID_PARAM"),
+        (&alice, "GET", "/_matrix/client/v3/sync?since=x".into(), &empty, bad, "M_INVALID_PARAM"),
+        (&alice, "GET", filter.into(), &empty, bad, "M_INVALID_PARAM"),
+        (&alice, "GET", alias.into(), &empty, StatusCode::NOT_FOUND, "M_NOT_FOUND"),
+        (
+            &alice,
+            "GET",
+            format!("{base}/event/$none"),
+            &empty,
+            StatusCode::NOT_FOUND,
+            "M_NOT_FOUND",
+        ),
+        (
+            &alice,
+            "POST",
+            "/_matrix/client/v3/createRoom".into(),
+            &json!({ "room_version": "1" }),
+            bad,
+            "M_UNSUPPORTED_ROOM_VERSION",
+        ),
+        (
+            &alice,
+            "POST",
+            "/_matrix/client/v3/createRoom".into(),
+            &json!({ "room_alias_name": "bridge" }),
+            bad,
+            "M_ROOM_IN_USE",
+        ),
+        (
+            &alice,
+            "PUT",
+            format!("{base}/state/m.room.canonical_alias"),
+            &json!({ "alias": "#none:alpha.test" }),
+            bad,
+            "M_BAD_ALIAS",
+        ),
+    ] {
+        let answer = client.fails(method, &path, body).await;
+        assert_eq!(answer, (status, code.to_owned()), "{method} {path}");
+    }
+}
