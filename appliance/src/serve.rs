@@ -26,6 +26,7 @@ use crate::{
     config::{Config, RegistrationMode},
     http,
     listen::{self, Connections},
+    service::signer,
     shutdown::{self, Trigger},
     telemetry,
     tls::Certificates,
@@ -69,6 +70,7 @@ async fn serve(app: Arc<App>, trigger: Trigger) -> anyhow::Result<()> {
         Connections::new(u32::try_from(app.config.limits.connections).unwrap_or(u32::MAX));
     open_sockets(&app, &connections).await?;
     tokio::spawn(stop_on_signal(trigger)?);
+    tokio::spawn(signer::run(Arc::clone(&app)));
     tokio::spawn(feed_watchdog(Arc::clone(&app)));
     notify(NotifyState::Ready);
     log::info!(server_name:% = app.config.server_name, version = env!("CARGO_PKG_VERSION"); "ready");

@@ -3,6 +3,8 @@
 //! Only rooms with members from elsewhere are signed; a room that has only local members is signed when it is first exposed.
 //! A slow token never stops local chat, and an absent one stops nothing but what leaves the box.
 
+use std::{sync::Arc, time::Duration};
+
 use ring::hmac;
 use ruma::RoomId;
 use sallyport_core::{
@@ -14,9 +16,13 @@ use sallyport_hsm::Token;
 use sallyport_store::{SignedBatch, Store, Unsigned};
 
 use super::own_keys::{self, Current};
+use crate::app::App;
 
 /// Events that are signed and stored together. Small, so that a slow token's work is kept often and a stop is not delayed.
 const BATCH: usize = 16;
+/// How long to wait before a token that failed is asked again.
+const RETRY: Duration = Duration::from_secs(5);
+
 /// Why the signer stopped before everything was signed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -32,6 +38,44 @@ pub enum Error {
     /// A signature does not fit its event.
     #[error("an event cannot be signed")]
     Attach(#[from] sallyport_core::event::AttachError),
+}
+
+/// Signs whatever waits, now and whenever more comes, until the box stops.
+pub async fn run(app: Arc<App>) {
+    let Some(token) = app.token.clone() else { return };
+    let mut told = false;
+    while !app.shutdown.is_requested() {
+        let (worker, token) = (Arc::clone(&app), Arc::clone(&token));
+        let done = tokio::task::spawn_blocking(move || {
+            let now = (worker.clock)();
+            own_keys::ensure(&worker.store, &*token, now)?;
+            let stop = || worker.shutdown.is_requested();
+            let signed = sign_pending(&worker.store, &*token, &worker.event_mac, stop);
+            let waiting = worker.store.read(|read| read.unsigned_count())?;
+            worker.metrics.unsigned_events.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+            signed
+        });
+        let wait = match done.await {
+            Ok(Ok(())) => {
+                told = false;
+                None
+            }
+            Ok(Err(error)) => {
+                if !told {
+                    let error = anyhow::Error::from(error);
+                    log::warn!(error:% = format!("{error:#}"); "events wait for their signatures; local chat goes on, nothing leaves the box");
+                }
+                told = true;
+                Some(RETRY)
+            }
+            Err(_) => Some(RETRY),
+        };
+        tokio::select! {
+            () = app.shutdown.requested() => {}
+            () = app.notify.unsigned(), if wait.is_none() => {}
+            () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+        }
+    }
 }
 
 /// Signs the local events that wait, room by room, until none is left or `stop` says so.

@@ -106,6 +106,7 @@ impl Metrics {
     pub fn commit(&self, committed: &Committed) {
         self.write_group_size.observe(committed.commands as f64);
         self.write_group_seconds.observe(committed.duration.as_secs_f64());
+        self.events.inc_by(committed.events);
     }
 
     /// The text format of Prometheus (OpenMetrics).

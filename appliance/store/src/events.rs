@@ -231,6 +231,9 @@ impl Write<'_> {
             new.transaction.map(|transaction| transaction.txn_id.as_str()),
             pdu.json(),
         ])?;
+        if new.position.is_some() {
+            self.count_event();
+        }
         let nid = self.last_insert_rowid();
         if let Some(target) = pdu.redacts() {
             self.prepare(

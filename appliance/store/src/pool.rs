@@ -63,6 +63,8 @@ pub struct Committed {
     pub unsigned_rooms: BTreeSet<OwnedRoomId>,
     /// Whether sessions ended or accounts were locked: what is remembered of access tokens must be forgotten.
     pub sessions: bool,
+    /// How many events became part of their rooms.
+    pub events: u64,
     /// How many commands were committed together.
     pub commands: usize,
     /// How long the writer worked on them, the fsync included.
@@ -75,6 +77,7 @@ impl Committed {
         self.users.extend(other.users);
         self.unsigned_rooms.extend(other.unsigned_rooms);
         self.sessions |= other.sessions;
+        self.events = self.events.saturating_add(other.events);
     }
 }
 
@@ -280,6 +283,11 @@ impl Write<'_> {
     /// Sessions ended or an account was locked or unlocked.
     pub(crate) fn touch_sessions(&mut self) {
         self.changes.sessions = true;
+    }
+
+    /// An event became part of its room.
+    pub(crate) fn count_event(&mut self) {
+        self.changes.events = self.changes.events.saturating_add(1);
     }
 
     /// The Matrix server name of this box.
