@@ -3,4 +3,6 @@
 #![cfg(test)]
 
 mod dependencies;
+mod durability;
+mod encrypted;
 mod tidy;
