@@ -12,6 +12,7 @@ use std::{
 
 use ruma::{OwnedServerName, RoomVersionId};
 use rustls_pki_types::ServerName;
+use sallyport_core::sign::PublicKey;
 use sallyport_hsm::TokenConfig;
 use serde::{Deserialize, Serialize};
 
@@ -129,8 +130,8 @@ pub struct Rooms {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Roster {
-    /// Public keys of those who sign rosters.
-    pub trusted_keys: Vec<String>,
+    /// Public keys of the officers who sign rosters and approvals, as `sallyctl ceremony officer-key` prints them.
+    pub trusted_keys: Vec<PublicKey>,
 }
 
 /// Bounds that depend on the machine; all others are constants.

@@ -4,11 +4,13 @@
 //! ([`cors`]), the router, then in [`route`] authentication, the bound of the body, decoding,
 //! the handler. Handlers only translate; use cases are in [`crate::service`].
 
+mod activate;
 pub mod auth;
 mod client;
 mod cors;
 pub mod error;
 mod federation;
+pub(crate) mod file;
 pub mod route;
 
 use std::{
@@ -37,6 +39,10 @@ pub fn router(app: Arc<App>, apis: &BTreeSet<Api>) -> Router {
         endpoints.extend(federation::routes());
     }
     let mut router = matrix(endpoints);
+    // Without CORS too: other sites' pages must not use codes.
+    if apis.contains(&Api::Activate) {
+        router = router.merge(activate::routes());
+    }
     // Without CORS: a page in a browser on this machine has no business with the metrics.
     if apis.contains(&Api::Metrics) {
         router = router.route("/metrics", get(metrics));
@@ -66,7 +72,7 @@ pub fn matrix(endpoints: Vec<Endpoint>) -> Router<Arc<App>> {
 
 /// The routes of the administration socket.
 pub fn admin_router(app: Arc<App>) -> Router {
-    Router::new()
+    crate::admin::router()
         .route("/metrics", get(metrics))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)

@@ -5,6 +5,7 @@
 
 pub mod account_data;
 pub mod accounts;
+pub mod activation;
 pub mod attempts;
 pub mod backups;
 pub mod bundle;
@@ -12,6 +13,7 @@ pub mod clock;
 pub mod interactive;
 pub mod keys;
 pub mod media;
+pub mod order;
 pub mod own_keys;
 pub mod passwords;
 pub mod peers;
@@ -20,6 +22,7 @@ pub mod profiles;
 pub mod push_rules;
 pub mod receive;
 pub mod rooms;
+pub mod roster;
 pub mod sessions;
 pub mod signer;
 pub mod sync;

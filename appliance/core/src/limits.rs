@@ -81,6 +81,14 @@ pub const ADMIN_BODY_BYTES_MAX: usize = 8 << 20;
 pub const ADMIN_APPROVALS_MAX: usize = 8;
 /// Characters of the name of an actor.
 pub const ADMIN_ACTOR_CHARS_MAX: usize = 100;
+/// Milliseconds that a file may take over the administration socket.
+pub const ADMIN_UPLOAD_MS_MAX: u64 = 60_000;
+/// Names of accounts in the report of a roster.
+pub const ROSTER_REPORT_NAMES_MAX: usize = 50;
+/// Activation codes that are renewed at once.
+pub const ACTIVATION_CODES_MAX: usize = 250_000;
+/// Bytes of the form on the activation page.
+pub const ACTIVATION_FORM_BYTES_MAX: usize = 16 * 1024;
 /// Rows of the audit log in one answer.
 pub const AUDIT_PAGE_ROWS_MAX: u32 = 1000;
 

@@ -76,10 +76,12 @@ impl Attempts {
         }
     }
 
-    /// An attempt has failed.
-    pub fn failed(&self, user_id: &UserId, address: Option<IpAddr>, now: Millis) {
+    /// An attempt has failed; `user_id` is `None` if it was for no account that was named.
+    pub fn failed(&self, user_id: Option<&UserId>, address: Option<IpAddr>, now: Millis) {
         let mut buckets = self.lock();
-        count(&mut buckets.accounts, user_id.to_owned(), now);
+        if let Some(user_id) = user_id {
+            count(&mut buckets.accounts, user_id.to_owned(), now);
+        }
         if let Some(address) = address {
             count(&mut buckets.addresses, address, now);
         }
@@ -117,13 +119,13 @@ mod tests {
         let mut now = Millis(1_000_000);
         for _ in 0..FAILED_LOGINS_PER_ACCOUNT {
             attempts.begin(Some(alice), None, now).unwrap();
-            attempts.failed(alice, None, now);
+            attempts.failed(Some(alice), None, now);
         }
         let wait = attempts.begin(Some(alice), None, now).unwrap_err();
         attempts.begin(Some(bob), None, now).unwrap();
         now = now.plus(wait);
         attempts.begin(Some(alice), None, now).unwrap();
-        attempts.failed(alice, None, now);
+        attempts.failed(Some(alice), None, now);
         attempts.begin(Some(alice), None, now).unwrap_err();
     }
 
@@ -135,12 +137,12 @@ mod tests {
         for number in 0..FAILED_LOGINS_PER_ADDRESS {
             let user_id = UserId::parse(format!("@user{number}:alpha.test")).unwrap();
             attempts.begin(Some(&user_id), address, now).unwrap();
-            attempts.failed(&user_id, address, now);
+            attempts.failed(Some(&user_id), address, now);
         }
         attempts.begin(None, address, now).unwrap_err();
         for number in 0..2 * ATTEMPTS_REMEMBERED {
             let user_id = UserId::parse(format!("@user{number}:alpha.test")).unwrap();
-            attempts.failed(&user_id, None, now);
+            attempts.failed(Some(&user_id), None, now);
         }
         assert!(attempts.lock().accounts.len() <= ATTEMPTS_REMEMBERED);
     }

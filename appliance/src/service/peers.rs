@@ -14,7 +14,7 @@ use sallyport_core::{
 };
 use sallyport_store::{Peer, Store};
 
-use super::own_keys;
+use super::{order::Order, own_keys};
 use crate::app::App;
 
 /// How many one-time keys of each device a peer is given. Each pair of devices takes one, once.
@@ -90,9 +90,9 @@ pub fn encryption_key(store: &Store, not_after: Millis) -> Result<EncryptionKey,
 ///
 /// # Errors
 /// If it is not valid, of another server, or names other keys than the box has.
-pub fn install_own_card(app: &App, bytes: Vec<u8>, now: Millis) -> Result<Card, Error> {
+pub fn install_own_card(app: &App, bytes: Vec<u8>, order: &Order) -> Result<Card, Error> {
     let card = Card::stored(&bytes)?;
-    card.check_time(now)?;
+    card.check_time(order.now)?;
     if card.content().server_name != app.config.server_name {
         return Err(Error::WrongCard(
             "the card is of another server: install it on that server's box",
@@ -104,7 +104,12 @@ pub fn install_own_card(app: &App, bytes: Vec<u8>, now: Millis) -> Result<Card, 
             "the card does not name this box's courier key: ask the box for a new request and have that signed",
         ));
     }
-    app.store.write(move |write| write.set_own_card(&bytes))?;
+    let serial = ("serial", card.content().serial.to_string());
+    let entry = order.entry("card.install", card.hash(), [serial]);
+    app.store.write(move |write| {
+        write.set_own_card(&bytes)?;
+        write.append_audit(entry)
+    })?;
     Ok(card)
 }
 
@@ -112,7 +117,8 @@ pub fn install_own_card(app: &App, bytes: Vec<u8>, now: Millis) -> Result<Card, 
 ///
 /// # Errors
 /// If the card is not valid, or the fingerprint is another: then nothing changes.
-pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, now: Millis) -> Result<Card, Error> {
+pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, order: &Order) -> Result<Card, Error> {
+    let now = order.now;
     let proposed = Proposed::parse(&bytes, now)?;
     if proposed.content().server_name == app.config.server_name {
         return Err(Error::WrongCard(
@@ -123,7 +129,10 @@ pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, now: Millis) -> Result
     let server = card.content().server_name.clone();
     let document = String::from_utf8_lossy(&card.content().server_keys).into_owned();
     let document = KeyDocument::verify(&document, &server, card.content().not_before)?;
+    let hash = ("card", card.hash().to_string());
+    let entry = order.entry("peer.add", &server, [hash]);
     app.store.write(move |write| {
+        write.append_audit(entry)?;
         write.set_peer(&server, &bytes, now)?;
         write.keep_server_keys(&document)?;
         write.allot_one_time_keys(&server, POOL_TARGET)

@@ -285,7 +285,7 @@ pub fn log_in(
     };
     let user_id = user_id?;
     if !right {
-        attempts.failed(&user_id, origin, now);
+        attempts.failed(Some(&user_id), origin, now);
         return Err(LogInError::Forbidden);
     }
     if store.read(|read| read.user(&user_id))?.is_none_or(|user| user.locked) {

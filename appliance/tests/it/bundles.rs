@@ -16,12 +16,13 @@ use sallyport::{
     config::Config,
     service::{
         bundle::{self, export::export, import::import},
+        order::Order,
         own_keys, peers,
     },
     shutdown,
 };
 use sallyport_core::{
-    admin::{BundleImported, CardTerms},
+    admin::{Authority, BundleImported, CardTerms},
     card::{Card, Direction, Policy, Proposed},
     room::{self, Intent, create},
     sign::{KeyRole, Policy as SigningPolicy, SigningRequest},
@@ -33,6 +34,11 @@ use sallyport_store::{Error, Outcome};
 const NOW: Millis = Millis(1_000_000_000_000);
 const ALICE: &str = "@alice:alpha.test";
 const BOB: &str = "@bob:bravo.test";
+
+fn order() -> Order {
+    let authority = Authority { actor: "alice".to_owned(), approvals: vec![] };
+    Order { authority, evidence: "test".to_owned(), now: NOW }
+}
 
 struct Enclave {
     app: Arc<App>,
@@ -74,14 +80,14 @@ fn enclave(name: &str) -> Enclave {
     });
     let card = Card::sign(&content, |bytes| root.sign(&key, &SigningRequest::Card(bytes.to_vec())))
         .unwrap();
-    peers::install_own_card(&app, card.clone(), NOW).unwrap();
+    peers::install_own_card(&app, card.clone(), &order()).unwrap();
     Enclave { app, card, _folder: folder }
 }
 
 impl Enclave {
     fn pair(&self, other: &Self) {
         let words = Proposed::parse(&other.card, NOW).unwrap().fingerprint().words();
-        peers::pair(&self.app, other.card.clone(), &words, NOW).unwrap();
+        peers::pair(&self.app, other.card.clone(), &words, &order()).unwrap();
     }
 
     fn send(&self, room_id: &OwnedRoomId, intent: Intent) {
@@ -271,7 +277,7 @@ fn what_is_wrong_with_a_bundle_is_said_and_changes_nothing() {
 fn a_wrong_fingerprint_pairs_with_nobody() {
     let (alpha, bravo) = (enclave("alpha.test"), enclave("bravo.test"));
     let own_words = Proposed::parse(&alpha.card, NOW).unwrap().fingerprint().words();
-    let error = peers::pair(&alpha.app, bravo.card.clone(), &own_words, NOW).unwrap_err();
+    let error = peers::pair(&alpha.app, bravo.card.clone(), &own_words, &order()).unwrap_err();
     assert!(matches!(error, peers::Error::Fingerprint(_)), "{error}");
     assert!(peers::list(&alpha.app.store).unwrap().is_empty());
     let error = export(&alpha.app, server_name!("bravo.test"), NOW).unwrap_err();

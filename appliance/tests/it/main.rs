@@ -1,6 +1,8 @@
 //! Tests of the homeserver in its own process, without sockets.
 
 #[cfg(test)]
+mod administration;
+#[cfg(test)]
 mod bundles;
 #[cfg(test)]
 mod frame;

@@ -25,6 +25,8 @@ use ruma::{
     },
 };
 
+use sallyport_core::roster::Localpart;
+
 use super::interactive;
 use crate::{
     app::{App, random},
@@ -32,6 +34,7 @@ use crate::{
     http::{Routes, auth::Anonymous, error::ApiError, route::route},
     service::{
         accounts::{self, AccountError},
+        activation,
         sessions::{self, DeviceWish, Fresh, Identity},
     },
 };
@@ -56,26 +59,37 @@ async fn register(
     if request.kind != RegistrationKind::User {
         return Err(ApiError::forbidden("There are no guests on this server."));
     }
-    let stage = match app.config.registration.mode {
-        RegistrationMode::Closed | RegistrationMode::Token => return Err(closed()),
-        RegistrationMode::Open => AuthType::Dummy,
+    let (stage, user_id) = match app.config.registration.mode {
+        RegistrationMode::Closed => return Err(closed()),
+        RegistrationMode::Token => {
+            (AuthType::RegistrationToken, awaited_name(&app, request.username)?)
+        }
+        RegistrationMode::Open => (AuthType::Dummy, wanted_name(&app, request.username).await?),
     };
-    let user_id = wanted_name(&app, request.username).await?;
     let purpose = format!("register {user_id}");
-    let Some(auth) = request.auth else {
-        return Err(interactive::ask(&app, purpose, stage, None)?);
+    let (session, code) = match (request.auth, &stage) {
+        (None, _) => return Err(interactive::ask(&app, purpose, stage, None)?),
+        (Some(AuthData::Dummy(dummy)), AuthType::Dummy) => (dummy.session, None),
+        (Some(AuthData::RegistrationToken(token)), AuthType::RegistrationToken) => {
+            (token.session, Some(token.token))
+        }
+        _ => return Err(interactive::not_offered()),
     };
-    let AuthData::Dummy(dummy) = auth else { return Err(interactive::not_offered()) };
-    if !interactive::session_fits(&app, dummy.session.as_deref(), &purpose) {
+    if !interactive::session_fits(&app, session.as_deref(), &purpose) {
         return Err(interactive::ask(&app, purpose, stage, None)?);
     }
     let password = request
         .password
         .ok_or_else(|| ApiError::missing_param("A new account needs a password."))?;
     let (now, salt, made) = ((app.clock)(), random()?, user_id.clone());
-    app.run_password_check(move |app| accounts::register(&app.store, &made, &password, &salt, now))
-        .await?;
-    if let Some(session) = dummy.session {
+    let register = move |app: &App| match code {
+        Some(code) => activation::activate(&app.store, Some(&made), &code, &password, &salt, now)
+            .map(drop)
+            .map_err(ApiError::from),
+        None => Ok(accounts::register(&app.store, &made, &password, &salt, now)?),
+    };
+    app.run_password_check(register).await?;
+    if let Some(session) = session {
         app.interactive.close(&session);
     }
     let mut response = register::Response::new(user_id.clone());
@@ -95,6 +109,15 @@ async fn register(
     response.refresh_token = started.refresh_token;
     response.expires_in = started.expires_in;
     Ok(response)
+}
+
+/// The user id of an account that a roster made, and that its owner takes over with an activation code.
+fn awaited_name(app: &App, name: Option<String>) -> Result<OwnedUserId, ApiError> {
+    let name = name.ok_or_else(|| ApiError::missing_param("Give the username on your slip."))?;
+    let localpart: Option<Localpart> = name.parse().ok();
+    localpart
+        .and_then(|localpart| localpart.user_id(&app.config.server_name))
+        .ok_or_else(|| AccountError::InvalidName.into())
 }
 
 /// The user id of a new account: of the name that the client wants, or of one that is made up.
@@ -123,11 +146,27 @@ async fn availability(
 }
 
 async fn token_validity(
-    _: Arc<App>,
-    _: Anonymous,
-    _: check_token::Request,
+    app: Arc<App>,
+    anonymous: Anonymous,
+    request: check_token::Request,
 ) -> Result<check_token::Response, ApiError> {
-    Err(closed())
+    if app.config.registration.mode != RegistrationMode::Token {
+        return Err(closed());
+    }
+    let (now, address) = ((app.clock)(), anonymous.address);
+    app.attempts.begin(None, address, now).map_err(ApiError::limit_exceeded)?;
+    let owner = app.run(move |app| {
+        let owner = activation::owner(&app.store, &request.token, now);
+        Ok::<_, ApiError>(owner)
+    });
+    match owner.await? {
+        Ok(_) => Ok(check_token::Response::new(true)),
+        Err(activation::Error::NotACode(_) | activation::Error::Unknown) => {
+            app.attempts.failed(None, address, now);
+            Ok(check_token::Response::new(false))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn change_password(
@@ -163,6 +202,19 @@ async fn who_am_i(
     let mut response = whoami::Response::new(identity.user_id, false);
     response.device_id = Some(identity.device_id);
     Ok(response)
+}
+
+impl From<activation::Error> for ApiError {
+    fn from(error: activation::Error) -> Self {
+        match error {
+            activation::Error::NotACode(_) | activation::Error::Unknown => {
+                Self::forbidden("The activation code is not valid.")
+            }
+            activation::Error::Password(error) => error.into(),
+            activation::Error::Store(error) => error.into(),
+            error => Self::internal(error),
+        }
+    }
 }
 
 impl From<AccountError> for ApiError {

@@ -45,7 +45,7 @@ pub(super) async fn confirm(
     let (owner, secret) = (user_id.clone(), password.password);
     let check = move |app: &App| sessions::password_is_right(&app.store, &owner, &secret);
     if !app.run_password_check(check).await? {
-        app.attempts.failed(&user_id, None, now);
+        app.attempts.failed(Some(&user_id), None, now);
         return Err(ask(app, purpose, AuthType::Password, Some(wrong_password()))?);
     }
     if let Some(session) = &password.session {

@@ -3,8 +3,6 @@
 //! Bodies are streams: nothing of a file is in memory but the piece on its way. The old paths without authentication
 //! ask for a token too: what members share is not for whoever reaches the box.
 
-mod body;
-
 use std::{sync::Arc, time::Duration};
 
 use axum::{body::Body, response::Response};
@@ -31,12 +29,12 @@ use ruma::{
 use sallyport_core::limits::{MEDIA_PIECE_MS_MAX, UPLOAD_PIECE_BYTES};
 use sallyport_store::{FileHash, MediaContent};
 
-use self::body::FileBody;
 use crate::{
     app::{App, random},
     http::{
         Routes,
         error::ApiError,
+        file::FileBody,
         route::{Streamed, route, stream},
     },
     service::{

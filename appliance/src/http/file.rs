@@ -15,13 +15,13 @@ use tokio::{
 };
 
 /// The next `left` bytes of a file.
-pub(super) struct FileBody {
+pub(crate) struct FileBody {
     file: File,
     left: u64,
 }
 
 impl FileBody {
-    pub(super) fn new(file: File, size: u64) -> Self {
+    pub(crate) fn new(file: File, size: u64) -> Self {
         Self { file, left: size }
     }
 }

@@ -1,0 +1,41 @@
+//! The administration socket: who may open it may administer the box.
+//!
+//! The protocol is described in [`sallyport_core::admin`]; a handler reads who gives the command ([`command::order`]),
+//! calls one use case, and translates its answer.
+
+mod audit;
+mod bundles;
+mod cards;
+mod codes;
+mod command;
+mod error;
+mod rosters;
+mod status;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    routing::{get, post},
+};
+use sallyport_core::admin::path;
+
+use crate::app::App;
+
+/// All commands.
+pub fn router() -> Router<Arc<App>> {
+    Router::new()
+        .route(path::STATUS, get(status::status))
+        .route(path::TOKEN, get(status::token))
+        .route(path::TOKEN_UNLOCK, post(status::unlock))
+        .route(path::ROSTER, post(rosters::import))
+        .route(path::ROSTER_DRY_RUN, post(rosters::dry_run))
+        .route(path::ACTIVATION_CODES, post(codes::renew))
+        .route(path::AUDIT, get(audit::page))
+        .route(path::CARD_REQUEST, get(cards::request))
+        .route(path::CARD, get(cards::own).put(cards::install))
+        .route(path::PEERS, get(cards::peers).post(cards::pair))
+        .route(path::BUNDLES, get(bundles::status))
+        .route(path::BUNDLES_EXPORT, post(bundles::export))
+        .route(path::BUNDLES_IMPORT, post(bundles::import))
+}

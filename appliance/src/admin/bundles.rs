@@ -1,0 +1,155 @@
+//! Bundles over the administration socket.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Query, Request, State},
+    response::Response,
+};
+use http::header;
+use http_body_util::BodyExt as _;
+use ruma::OwnedServerName;
+use sallyport_core::{
+    admin::{BundleImported, ErrorCode, PeerBundles},
+    audit::Entry,
+    limits::{BUNDLE_BYTES_MAX, MEDIA_PIECE_MS_MAX},
+};
+use serde::Deserialize;
+use tokio::{
+    fs::{self, File, OpenOptions},
+    io::AsyncWriteExt as _,
+    time::timeout,
+};
+
+use super::{
+    command::{self, Answer},
+    error::AdminError,
+};
+use crate::{
+    app::{App, random},
+    http::{error::ApiError, file::FileBody},
+    service::{bundle, peers},
+};
+
+/// How the exchange with each peer stands.
+pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Vec<PeerBundles>> {
+    let peers = command::run(&app, |app| peers::list(&app.store)).await?;
+    let status = peers.into_iter().map(|(peer, _)| PeerBundles {
+        exported: peer.sent_seq,
+        acknowledged: peer.acked.seq,
+        imported: peer.received.map_or(0, |received| received.seq),
+        imported_at: peer.received.map(|received| received.time),
+        peer: peer.server,
+    });
+    Ok(Json(status.collect()))
+}
+
+/// For whom a bundle is.
+#[derive(Deserialize)]
+pub(super) struct To {
+    peer: OwnedServerName,
+}
+
+/// Makes a bundle and sends it as the answer. What is lost on the way is in the next bundle again.
+pub(super) async fn export(
+    State(app): State<Arc<App>>,
+    Query(To { peer }): Query<To>,
+    request: Request,
+) -> Result<Response, AdminError> {
+    let (head, _) = request.into_parts();
+    let order = command::order(&app, &head)?;
+    let to = peer.clone();
+    let exported = command::run(&app, move |app| {
+        append(app, order.entry("bundle.export", &to, []))?;
+        let exported = bundle::export::export(app, &to, order.now)?;
+        let sequence = [("sequence", exported.header.seq.to_string())];
+        append(app, order.entry("bundle.exported", &to, sequence))?;
+        Ok::<_, AdminError>(exported)
+    });
+    let path = exported.await?.path;
+    let opened = File::open(&path).await;
+    // The open file is all that is needed; nothing is left if the other side goes away.
+    fs::remove_file(&path).await.map_err(disk)?;
+    let file = opened.map_err(disk)?;
+    let size = file.metadata().await.map_err(disk)?.len();
+    let body = Body::new(FileBody::new(file, size));
+    Response::builder()
+        .header(header::CONTENT_TYPE, "application/octet-stream")
+        .header(header::CONTENT_LENGTH, size)
+        .body(body)
+        .map_err(|error| AdminError::new(ErrorCode::Internal, error))
+}
+
+/// Takes a bundle into quarantine and imports it.
+pub(super) async fn import(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Answer<BundleImported> {
+    let (head, body) = request.into_parts();
+    let order = command::order(&app, &head)?;
+    let folder = app.config.data_dir.join("quarantine");
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).await.map_err(disk)?;
+    let name = u64::from_be_bytes(random().map_err(ApiError::from)?);
+    let path = folder.join(format!("{name:016x}"));
+    let received = receive(body, &path).await;
+    let imported = match received {
+        Ok(()) => {
+            let from = path.clone();
+            let import = command::run(&app, move |app| {
+                append(app, order.entry("bundle.import", "", []))?;
+                let imported = bundle::import::import(app, &from, order.now)?;
+                let details = [
+                    ("sequence", imported.sequence.to_string()),
+                    ("known", imported.known.to_string()),
+                ];
+                append(app, order.entry("bundle.imported", &imported.peer, details))?;
+                Ok::<_, AdminError>(imported)
+            });
+            import.await
+        }
+        Err(error) => Err(error),
+    };
+    fs::remove_file(&path).await.map_err(disk)?;
+    imported.map(Json)
+}
+
+fn append(app: &App, entry: Entry) -> Result<(), AdminError> {
+    app.store.write::<_, sallyport_store::Error>(move |write| write.append_audit(entry))?;
+    Ok(())
+}
+
+/// Writes a body to a new file, at most as much as a bundle may have.
+async fn receive(mut body: Body, path: &Path) -> Result<(), AdminError> {
+    let refused = |text: String| AdminError::text(ErrorCode::BadRequest, text);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .await
+        .map_err(disk)?;
+    let mut size: u64 = 0;
+    loop {
+        let piece = timeout(Duration::from_millis(MEDIA_PIECE_MS_MAX), body.frame()).await;
+        let Some(frame) = piece.map_err(|_| refused("the bundle came too slowly".to_owned()))?
+        else {
+            break;
+        };
+        let frame =
+            frame.map_err(|_| refused("the bundle ended early: send it again".to_owned()))?;
+        let Some(bytes) = frame.data_ref() else { continue };
+        size = size.saturating_add(bytes.len() as u64);
+        if size > BUNDLE_BYTES_MAX {
+            return Err(refused(format!("a bundle has at most {BUNDLE_BYTES_MAX} bytes")));
+        }
+        file.write_all(bytes).await.map_err(disk)?;
+    }
+    file.flush().await.map_err(disk)
+}
+
+fn disk(error: std::io::Error) -> AdminError {
+    let text = format!("the box's disk does not do it ({error}): is it full?");
+    AdminError::text(ErrorCode::Internal, text)
+}

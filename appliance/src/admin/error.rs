@@ -1,0 +1,123 @@
+//! From what went wrong to an answer that an administrator can act on.
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use sallyport_core::admin::{ErrorBody, ErrorCode};
+
+use crate::{
+    http::error::ApiError,
+    service::{activation, bundle, peers, roster},
+    telemetry,
+};
+
+/// An answer that is not a success.
+#[derive(Debug)]
+pub(super) struct AdminError(ErrorBody);
+
+impl AdminError {
+    /// An error with all its sources: administrators may know them.
+    pub(super) fn new(code: ErrorCode, error: impl std::error::Error + 'static) -> Self {
+        Self::text(code, telemetry::chain(&error))
+    }
+
+    pub(super) fn text(code: ErrorCode, error: impl Into<String>) -> Self {
+        Self(ErrorBody { code, error: error.into() })
+    }
+}
+
+impl IntoResponse for AdminError {
+    fn into_response(self) -> Response {
+        if self.0.code == ErrorCode::Internal {
+            log::error!(target: "admin", error = self.0.error; "a command failed");
+        }
+        let status = StatusCode::from_u16(self.0.code.http_status())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(self.0)).into_response()
+    }
+}
+
+impl From<ApiError> for AdminError {
+    fn from(error: ApiError) -> Self {
+        let unavailable = error.status() == StatusCode::SERVICE_UNAVAILABLE;
+        let code = if unavailable { ErrorCode::Unavailable } else { ErrorCode::Internal };
+        Self::text(code, error.chain())
+    }
+}
+
+impl From<sallyport_store::Error> for AdminError {
+    fn from(error: sallyport_store::Error) -> Self {
+        Self::new(of_store(&error), error)
+    }
+}
+
+impl From<sallyport_hsm::Error> for AdminError {
+    fn from(error: sallyport_hsm::Error) -> Self {
+        Self::new(ErrorCode::Unavailable, error)
+    }
+}
+
+impl From<roster::Error> for AdminError {
+    fn from(error: roster::Error) -> Self {
+        use roster::Error;
+        let code = match &error {
+            Error::Refused(_)
+            | Error::NotAdmitted(_)
+            | Error::UnknownLocks(_)
+            | Error::Overtaken
+            | Error::TooLong(_) => ErrorCode::Refused,
+            Error::MassLock(_) | Error::NotApproved { .. } => ErrorCode::NeedsApproval,
+            Error::NoRandomness(_) => ErrorCode::Internal,
+            Error::Store(error) => of_store(error),
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<activation::Error> for AdminError {
+    fn from(error: activation::Error) -> Self {
+        use activation::Error;
+        let code = match &error {
+            Error::NotACode(_) | Error::Unknown | Error::Password(_) | Error::TooMany => {
+                ErrorCode::Refused
+            }
+            Error::NoAccount(_) => ErrorCode::NotFound,
+            Error::NoRandomness(_) => ErrorCode::Internal,
+            Error::Store(error) => of_store(error),
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<peers::Error> for AdminError {
+    fn from(error: peers::Error) -> Self {
+        let code = match &error {
+            peers::Error::Store(error) => of_store(error),
+            _ => ErrorCode::Refused,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<bundle::Error> for AdminError {
+    fn from(error: bundle::Error) -> Self {
+        use bundle::Error;
+        let code = match &error {
+            Error::Store(error) => of_store(error),
+            Error::Token(_) | Error::Unsigned(_) => ErrorCode::Unavailable,
+            Error::File { .. } | Error::Write(_) | Error::NoRandomness(_) => ErrorCode::Internal,
+            Error::NotAPeer(_) => ErrorCode::NotFound,
+            _ => ErrorCode::Refused,
+        };
+        Self::new(code, error)
+    }
+}
+
+fn of_store(error: &sallyport_store::Error) -> ErrorCode {
+    match error {
+        sallyport_store::Error::DiskFull | sallyport_store::Error::Closed => ErrorCode::Unavailable,
+        _ => ErrorCode::Internal,
+    }
+}

@@ -1,0 +1,71 @@
+//! How the box and its token are, and the PIN of the token.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Request, State},
+};
+use sallyport_core::{
+    admin::{ErrorCode, Status, TokenStatus, Unlock},
+    limits::ADMIN_BODY_BYTES_MAX,
+};
+use sallyport_hsm::{Health, Pin};
+
+use super::{
+    command::{self, Answer},
+    error::AdminError,
+};
+use crate::app::App;
+
+/// How the box is.
+pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
+    let now = (app.clock)();
+    let status = command::run(&app, move |app| {
+        app.store.read(|read| {
+            Ok::<_, sallyport_store::Error>(Status {
+                server_name: app.config.server_name.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                now,
+                accounts: read.roster_account_counts()?,
+                roster: read.last_roster()?,
+                audit: read.audit_tip()?,
+                token: token_status(app),
+            })
+        })
+    });
+    status.await.map(Json)
+}
+
+/// How the token is.
+pub(super) async fn token(State(app): State<Arc<App>>) -> Json<TokenStatus> {
+    Json(token_status(&app))
+}
+
+/// Opens the token with a PIN.
+pub(super) async fn unlock(State(app): State<Arc<App>>, request: Request) -> Answer<TokenStatus> {
+    let (head, body) = request.into_parts();
+    let order = command::order(&app, &head)?;
+    let unlock: Unlock = command::json(body, ADMIN_BODY_BYTES_MAX).await?;
+    let status = command::run(&app, move |app| {
+        let Some(token) = &app.token else {
+            return Err(AdminError::text(ErrorCode::NotFound, "no token is configured"));
+        };
+        // First the log: a wrong PIN is an event too.
+        let entry = order.entry("token.unlock", "", []);
+        app.store.write::<_, sallyport_store::Error>(move |write| write.append_audit(entry))?;
+        token.reopen(Pin::new(unlock.pin.clone()))?;
+        Ok(token_status(app))
+    });
+    status.await.map(Json)
+}
+
+fn token_status(app: &App) -> TokenStatus {
+    match app.token.as_ref().map(|token| token.health()) {
+        None => TokenStatus::None,
+        Some(Health::Starting) => TokenStatus::Starting,
+        Some(Health::Ready) => TokenStatus::Ready,
+        Some(Health::Locked { why }) => TokenStatus::Locked { why },
+        Some(Health::Absent { why, attempts }) => TokenStatus::Absent { why, attempts },
+    }
+}
