@@ -5,8 +5,9 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::{
     error::{Error, Result},
+    members::parse_user_id,
     pool::{Read, Write},
-    rooms::{Room, parse_room_id, parse_user_id},
+    rooms::{Room, parse_room_id},
 };
 
 impl Read<'_> {

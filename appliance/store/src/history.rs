@@ -170,7 +170,7 @@ impl Read<'_> {
                 row.get::<_, String>(0)
             })?;
             let heroes =
-                rows.map(|row| crate::rooms::parse_user_id(row?)).collect::<Result<Vec<_>>>()?;
+                rows.map(|row| crate::members::parse_user_id(row?)).collect::<Result<Vec<_>>>()?;
             if !heroes.is_empty() {
                 return Ok(heroes);
             }

@@ -18,6 +18,7 @@ mod activation;
 mod audit;
 mod backups;
 mod cache;
+mod current_state;
 mod devices;
 mod directory;
 mod error;
@@ -26,6 +27,7 @@ mod history;
 mod key_pools;
 mod keys;
 mod media;
+mod members;
 mod meta;
 mod one_time_keys;
 mod peers;
@@ -54,6 +56,7 @@ pub use self::{
     key_pools::{KeyClaim, PoolKey, RemoteKeys, Replaced},
     keys::{CrossSigningKey, KeySignature, UserKeys},
     media::{Completed, FileHash, Media, MediaContent, Thumbnail, ThumbnailKey},
+    members::Membership,
     meta::Incarnation,
     one_time_keys::{KeyUpload, OneTimeKey, Uploaded},
     peers::{Peer, Progress, Received, SharedRoom, Told, WaitingEvent},
@@ -61,7 +64,7 @@ pub use self::{
     profiles::Profile,
     receipts::{NewReceipt, Receipt},
     relations::{RelationQuery, ThreadSummary},
-    rooms::{Membership, Outcome, Placed, Room},
+    rooms::{Outcome, Placed, Room},
     server_keys::OwnKey,
     sessions::{NewSession, NewTokens, Session, TokenHash},
     signing::{SignedBatch, Unsigned, UnsignedEvent},

@@ -6,8 +6,9 @@ use sallyport_core::time::Millis;
 
 use crate::{
     error::Result,
+    members::parse_user_id,
     pool::{Read, Write},
-    rooms::{Room, parse_user_id},
+    rooms::Room,
     states::parse_event_id,
 };
 

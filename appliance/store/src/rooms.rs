@@ -1,12 +1,7 @@
 //! Rooms: where each stands, who is in it, and the ways in which events become part of it.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use ring::hmac;
-use ruma::{
-    EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId,
-    events::{StateEventType, room::member::MembershipState},
-};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, events::StateEventType};
 use rusqlite::{OptionalExtension, Row, params};
 use sallyport_core::{
     event::{Pdu, Status},
@@ -20,7 +15,6 @@ use crate::{
     error::{Error, Result},
     events::{NewEvent, StoredEvent, Transaction},
     pool::{Read, Write},
-    states::parse_event_id,
     view::parse_version,
 };
 
@@ -43,23 +37,6 @@ pub struct Room {
     pub newest: i64,
     /// Whether users of other servers are, or have been, members or invited.
     pub exposed: bool,
-}
-
-/// A user's place in a room.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Membership {
-    /// The room.
-    pub room_id: OwnedRoomId,
-    /// The user.
-    pub user_id: OwnedUserId,
-    /// What they are there.
-    pub membership: MembershipState,
-    /// The member event.
-    pub event_id: OwnedEventId,
-    /// Since which stream position.
-    pub position: i64,
-    /// Whether the user has forgotten the room.
-    pub forgotten: bool,
 }
 
 /// What came of a decision that was handed to the writer.
@@ -91,108 +68,9 @@ impl Read<'_> {
             .transpose()
     }
 
-    /// The current state events of a room.
-    pub fn current_state(&self, room: &Room) -> Result<Vec<StoredEvent>> {
-        self.current_state_since(room, i64::MIN)
-    }
-
-    /// The current state events of a room that became current after a position.
-    pub fn current_state_since(&self, room: &Room, since: i64) -> Result<Vec<StoredEvent>> {
-        let mut statement =
-            self.prepare("SELECT event_id FROM current_state WHERE room = ?1 AND position > ?2")?;
-        let ids = statement
-            .query_map(params![room.nid, since], |row| row.get::<_, String>(0))?
-            .map(|id| parse_event_id(id?))
-            .collect::<Result<Vec<_>>>()?;
-        self.events(ids)
-    }
-
-    /// One current state event of a room.
-    pub fn state_event(
-        &self,
-        room: &Room,
-        kind: &StateEventType,
-        state_key: &str,
-    ) -> Result<Option<StoredEvent>> {
-        let found = self
-            .prepare(
-                "SELECT event_id FROM current_state
-                 WHERE room = ?1 AND kind = ?2 AND state_key = ?3",
-            )?
-            .query_row(params![room.nid, kind.to_string(), state_key], |row| row.get(0))
-            .optional()?
-            .map(parse_event_id)
-            .transpose()?;
-        found.map_or(Ok(None), |event_id| self.event(&event_id))
-    }
-
     /// The events of these ids that are here, in this order.
     pub fn events(&self, ids: impl IntoIterator<Item = OwnedEventId>) -> Result<Vec<StoredEvent>> {
         ids.into_iter().filter_map(|event_id| self.event(&event_id).transpose()).collect()
-    }
-
-    /// A user's place in a room, if they ever had one.
-    pub fn membership(&self, room: &Room, user_id: &UserId) -> Result<Option<Membership>> {
-        self.prepare(&format!("{MEMBERSHIPS} WHERE m.user_id = ?1 AND m.room = ?2"))?
-            .query_row(params![user_id.as_str(), room.nid], |row| Ok(parse_membership(row)))
-            .optional()?
-            .transpose()
-    }
-
-    /// All places of a user.
-    pub fn memberships_of(&self, user_id: &UserId) -> Result<Vec<Membership>> {
-        let mut statement = self.prepare(&format!("{MEMBERSHIPS} WHERE m.user_id = ?1"))?;
-        let rows = statement.query_map([user_id.as_str()], |row| Ok(parse_membership(row)))?;
-        rows.map(|row| row?).collect()
-    }
-
-    /// The users with this membership in a room, in the order of their ids.
-    pub fn members(&self, room: &Room, membership: &MembershipState) -> Result<Vec<Membership>> {
-        let mut statement = self.prepare(&format!(
-            "{MEMBERSHIPS} WHERE m.room = ?1 AND m.membership = ?2 ORDER BY m.user_id"
-        ))?;
-        let rows = statement
-            .query_map(params![room.nid, membership.as_str()], |row| Ok(parse_membership(row)))?;
-        rows.map(|row| row?).collect()
-    }
-
-    /// How many users have this membership in a room.
-    pub fn member_count(&self, room: &Room, membership: &MembershipState) -> Result<u64> {
-        let count: i64 = self
-            .prepare("SELECT count(*) FROM memberships WHERE room = ?1 AND membership = ?2")?
-            .query_row(params![room.nid, membership.as_str()], |row| row.get(0))?;
-        Ok(count.unsigned_abs())
-    }
-
-    /// Rooms with something new after a position in which the user has, or had, a place.
-    pub fn rooms_changed_for(&self, user_id: &UserId, since: i64) -> Result<Vec<OwnedRoomId>> {
-        let mut statement = self.prepare(
-            "SELECT r.room_id FROM memberships m JOIN rooms r ON r.nid = m.room
-             WHERE m.user_id = ?1 AND r.newest > ?2",
-        )?;
-        let rows =
-            statement.query_map(params![user_id.as_str(), since], |row| row.get::<_, String>(0))?;
-        rows.map(|row| parse_room_id(row?)).collect()
-    }
-
-    /// Users that share a joined room with this one, themselves included.
-    pub fn users_sharing_rooms(&self, user_id: &UserId) -> Result<BTreeSet<OwnedUserId>> {
-        let mut statement = self.prepare(
-            "SELECT DISTINCT o.user_id FROM memberships m
-             JOIN memberships o ON o.room = m.room AND o.membership = 'join'
-             WHERE m.user_id = ?1 AND m.membership = 'join'",
-        )?;
-        let rows = statement.query_map([user_id.as_str()], |row| row.get::<_, String>(0))?;
-        rows.map(|row| parse_user_id(row?)).collect()
-    }
-
-    /// Servers with a joined or invited user in a room.
-    pub fn servers_in_room(&self, room: &Room) -> Result<BTreeSet<ruma::OwnedServerName>> {
-        let mut statement = self.prepare(
-            "SELECT user_id FROM memberships WHERE room = ?1 AND membership IN ('join', 'invite')",
-        )?;
-        let rows = statement.query_map([room.nid], |row| row.get::<_, String>(0))?;
-        rows.map(|row| Ok(parse_user_id(row?)?.server_name().to_owned())).collect()
     }
 }
 
@@ -464,13 +342,6 @@ impl Write<'_> {
         Ok(Outcome::Done(Placed { event_id, position: Some(position) }))
     }
 
-    /// Notes that a user has forgotten a room that they left.
-    pub fn forget(&mut self, room: &Room, user_id: &UserId) -> Result<()> {
-        self.prepare("UPDATE memberships SET forgotten = 1 WHERE user_id = ?1 AND room = ?2")?
-            .execute(params![user_id.as_str(), room.nid])?;
-        Ok(())
-    }
-
     fn insert_room(&mut self, room_id: &RoomId, version: &RoomVersionId) -> Result<i64> {
         self.prepare(
             "INSERT INTO rooms (room_id, version, state, extremities, depth, newest)
@@ -528,123 +399,6 @@ impl Write<'_> {
         self.insert_signatures(nid, change.event.signatures())
     }
 
-    /// Brings `current_state` to a new current state; answers whether a user of another server now has a place in it.
-    fn move_current(
-        &mut self,
-        room: &Room,
-        state: StateId,
-        key: Option<&StateKey>,
-        pdu: &Pdu,
-        position: i64,
-    ) -> Result<bool> {
-        if state == room.state {
-            return Ok(false);
-        }
-        // The usual case: one state event further along a line.
-        if let Some(key) = key
-            && self.is_child(state, room.state)?
-        {
-            return self.set_current(room.nid, key, pdu.event_id(), pdu, position);
-        }
-        let (old, new) = (self.state_map(room.state)?, self.state_map(state)?);
-        let set = new
-            .iter()
-            .filter(|(key, id)| old.get(*key) != Some(*id))
-            .map(|(key, id)| (key.clone(), id.clone()))
-            .collect();
-        let removed = old.keys().filter(|key| !new.contains_key(*key)).cloned().collect();
-        self.change_current(room.nid, &set, &removed, position)
-    }
-
-    fn is_child(&self, state: StateId, parent: StateId) -> Result<bool> {
-        let found: Option<i64> = self
-            .prepare("SELECT parent FROM states WHERE nid = ?1")?
-            .query_row([state.0], |row| row.get(0))?;
-        Ok(found == Some(parent.0))
-    }
-
-    fn change_current(
-        &mut self,
-        room: i64,
-        set: &BTreeMap<StateKey, OwnedEventId>,
-        removed: &BTreeSet<StateKey>,
-        position: i64,
-    ) -> Result<bool> {
-        let mut exposed = false;
-        for (key, event_id) in set {
-            if let Some(event) = self.event(event_id)? {
-                exposed |= self.set_current(room, key, event_id, &event.pdu, position)?;
-            }
-        }
-        for (kind, state_key) in removed {
-            self.prepare(
-                "DELETE FROM current_state WHERE room = ?1 AND kind = ?2 AND state_key = ?3",
-            )?
-            .execute(params![room, kind.to_string(), state_key])?;
-            if *kind == StateEventType::RoomMember {
-                // State resolution took the member event away: to clients the user has left.
-                self.prepare(
-                    "UPDATE memberships SET membership = 'leave', position = ?3
-                     WHERE user_id = ?1 AND room = ?2",
-                )?
-                .execute(params![state_key, room, position])?;
-                self.touch_member(state_key);
-            }
-        }
-        Ok(exposed)
-    }
-
-    /// Makes an event current; answers whether it gives a user of another server a place.
-    fn set_current(
-        &mut self,
-        room: i64,
-        (kind, state_key): &StateKey,
-        event_id: &EventId,
-        pdu: &Pdu,
-        position: i64,
-    ) -> Result<bool> {
-        self.prepare(
-            "INSERT INTO current_state (room, kind, state_key, event_id, position)
-             VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (room, kind, state_key)
-             DO UPDATE SET event_id = excluded.event_id, position = excluded.position",
-        )?
-        .execute(params![
-            room,
-            kind.to_string(),
-            state_key,
-            event_id.as_str(),
-            position
-        ])?;
-        if *kind != StateEventType::RoomMember {
-            return Ok(false);
-        }
-        let membership =
-            pdu.content_field::<MembershipState>("membership").unwrap_or(MembershipState::Leave);
-        self.prepare(
-            "INSERT INTO memberships (user_id, room, membership, event_id, position)
-             VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (user_id, room) DO UPDATE SET membership = excluded.membership,
-                 event_id = excluded.event_id, position = excluded.position, forgotten = 0",
-        )?
-        .execute(params![
-            state_key,
-            room,
-            membership.as_str(),
-            event_id.as_str(),
-            position
-        ])?;
-        self.touch_member(state_key);
-        Ok(<&UserId>::try_from(state_key.as_str())
-            .is_ok_and(|user| user.server_name() != self.server_name()))
-    }
-
-    fn touch_member(&mut self, state_key: &str) {
-        if let Ok(user_id) = <&UserId>::try_from(state_key) {
-            self.touch_user(user_id);
-        }
-    }
-
     fn after_change(&mut self, nid: i64, room_id: &RoomId, exposed: bool) -> Result<()> {
         self.touch_room(room_id);
         if exposed {
@@ -692,21 +446,6 @@ struct RoomUpdate<'a> {
     newest: i64,
 }
 
-const MEMBERSHIPS: &str =
-    "SELECT r.room_id, m.user_id, m.membership, m.event_id, m.position, m.forgotten
-     FROM memberships m JOIN rooms r ON r.nid = m.room";
-
-fn parse_membership(row: &Row<'_>) -> Result<Membership> {
-    Ok(Membership {
-        room_id: parse_room_id(row.get(0)?)?,
-        user_id: parse_user_id(row.get(1)?)?,
-        membership: MembershipState::from(row.get::<_, String>(2)?),
-        event_id: parse_event_id(row.get(3)?)?,
-        position: row.get(4)?,
-        forgotten: row.get(5)?,
-    })
-}
-
 fn parse_room(row: &Row<'_>) -> Result<Room> {
     let extremities: String = row.get(4)?;
     let depth: i64 = row.get(5)?;
@@ -725,10 +464,6 @@ fn parse_room(row: &Row<'_>) -> Result<Room> {
 
 pub(crate) fn parse_room_id(text: String) -> Result<OwnedRoomId> {
     OwnedRoomId::try_from(text).map_err(|error| Error::corrupt("rooms", error))
-}
-
-pub(crate) fn parse_user_id(text: String) -> Result<OwnedUserId> {
-    OwnedUserId::try_from(text).map_err(|error| Error::corrupt("memberships", error))
 }
 
 fn state_key(pdu: &Pdu) -> Option<StateKey> {
