@@ -140,11 +140,12 @@ mod tests {
     }
 
     fn committed(rooms: &[OwnedRoomId], users: &[OwnedUserId]) -> Committed {
-        let mut committed = Committed::default();
-        committed.position = 7;
-        committed.rooms.extend(rooms.iter().cloned());
-        committed.users.extend(users.iter().cloned());
-        committed
+        Committed {
+            position: 7,
+            rooms: rooms.iter().cloned().collect(),
+            users: users.iter().cloned().collect(),
+            ..Committed::default()
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use ruma::{
-    OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, TransactionId, UserId,
+    OwnedEventId, OwnedRoomId, RoomId, TransactionId, UserId,
     api::client::{
         filter::FilterDefinition,
         room::create_room::v3::{Request as CreateRoom, RoomPreset},
@@ -81,13 +81,6 @@ impl Member {
     pub(crate) fn create(&self, preset: RoomPreset) -> OwnedRoomId {
         let mut request = CreateRoom::new();
         request.preset = Some(preset);
-        self.create_with(request)
-    }
-
-    pub(crate) fn create_in(&self, version: RoomVersionId, preset: RoomPreset) -> OwnedRoomId {
-        let mut request = CreateRoom::new();
-        request.preset = Some(preset);
-        request.room_version = Some(version);
         self.create_with(request)
     }
 
