@@ -4,7 +4,6 @@
 //! and the work is done again if that has changed in between.
 
 mod cross_signing;
-mod remote;
 
 use std::collections::BTreeMap;
 
@@ -15,12 +14,9 @@ use sallyport_core::{
 };
 use sallyport_store::{KeyUpload, OneTimeKey, Store, Uploaded, UserKeys};
 
-pub use self::{
-    cross_signing::{
-        Failures, SignatureError, SigningKeys, has_cross_signing, upload_signatures,
-        upload_signing_keys,
-    },
-    remote::{RemoteUser, receive_pool_keys, receive_user},
+pub use self::cross_signing::{
+    Failures, SignatureError, SigningKeys, has_cross_signing, upload_signatures,
+    upload_signing_keys,
 };
 use super::sessions::Identity;
 

@@ -52,8 +52,6 @@ pub struct RemoteKeys {
     pub stream_id: i64,
     /// Identity keys by device, with their owner's signatures.
     pub devices: BTreeMap<OwnedDeviceId, String>,
-    /// Fallback keys by device.
-    pub fallback_keys: BTreeMap<OwnedDeviceId, Vec<OneTimeKey>>,
     /// The master key.
     pub master: Option<CrossSigningKey>,
     /// The self-signing key.
@@ -122,10 +120,8 @@ impl Read<'_> {
         }
         Ok(claims)
     }
-}
 
-impl Read<'_> {
-    /// The number of the last of what came from a server: `to_device` or `pool`; 0 if nothing has come.
+    /// The number of the last of what came from a server, such as `to_device`; 0 if nothing has come.
     pub fn incoming_number(&self, server: &ServerName, kind: &str) -> Result<i64> {
         let found = self
             .prepare("SELECT n FROM incoming_counters WHERE server = ?1 AND kind = ?2")?
@@ -192,6 +188,8 @@ impl Write<'_> {
     }
 
     /// Stores keys that a peer allotted to us. Verified before; those of other servers' users are passed over.
+    ///
+    /// The keys of one device must come in the order of their numbers; those of several may come in any order.
     pub fn receive_pool_keys(
         &mut self,
         origin: &ServerName,
@@ -199,8 +197,9 @@ impl Write<'_> {
         keys: &[PoolKey],
     ) -> Result<()> {
         for pool_key in keys {
+            let kind = pool_counter(&pool_key.user_id, &pool_key.device_id);
             if pool_key.user_id.server_name() != origin
-                || !self.accept_incoming(origin, "pool", incarnation, pool_key.n)?
+                || !self.accept_incoming(origin, &kind, incarnation, pool_key.n)?
             {
                 continue;
             }
@@ -305,11 +304,6 @@ impl Write<'_> {
         for (device, keys) in &new.devices {
             self.set_remote_device(user_id, device, keys)?;
         }
-        for (device, keys) in &new.fallback_keys {
-            for key in keys {
-                self.set_fallback_key(user_id, device, key)?;
-            }
-        }
         let subkeys = [(KeyUsage::Master, &new.master), (KeyUsage::SelfSigning, &new.self_signing)];
         for (usage, key) in subkeys {
             match key {
@@ -388,4 +382,9 @@ impl Write<'_> {
         }
         Ok(())
     }
+}
+
+/// What the numbers of a device's keys are counted under: bundles bring pools device by device.
+fn pool_counter(user_id: &UserId, device_id: &DeviceId) -> String {
+    format!("pool {user_id} {device_id}")
 }

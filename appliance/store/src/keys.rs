@@ -88,7 +88,8 @@ impl Read<'_> {
 
     /// All public keys of a user as `viewer` may see them: with the signatures of their owner and of the viewer.
     ///
-    /// With `only`, no other devices are answered. A device's name is added for users of this server.
+    /// With `only`, no other devices are answered. A viewer also sees the devices' names; without one the keys are for
+    /// another server, which has no need to know them.
     pub fn user_keys(
         &self,
         user_id: &UserId,
@@ -109,7 +110,8 @@ impl Read<'_> {
                 continue;
             }
             let more = signatures.remove(device.as_str()).unwrap_or_default();
-            let keys = complete(row.get(1)?, more, row.get(2)?)?;
+            let name = if viewer.is_some() { row.get(2)? } else { None };
+            let keys = complete(row.get(1)?, more, name)?;
             found.devices.insert(device, keys);
         }
         if let Some(master) = self.cross_signing_key(user_id, &KeyUsage::Master)? {

@@ -1,17 +1,27 @@
 //! Tests of the homeserver in its own process, without sockets.
 
 #[cfg(test)]
+mod accounts;
+#[cfg(test)]
 mod administration;
 #[cfg(test)]
 mod bundles;
 #[cfg(test)]
+mod enclave;
+#[cfg(test)]
 mod frame;
+#[cfg(test)]
+mod keys;
+#[cfg(test)]
+mod media;
 #[cfg(test)]
 mod member;
 #[cfg(test)]
 mod rooms;
 #[cfg(test)]
 mod rooms_http;
+#[cfg(test)]
+mod settings;
 #[cfg(test)]
 mod sync;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use ruma::{DeviceId, OwnedUserId, UserId, encryption::KeyUsage};
 use sallyport_core::{
-    e2ee::{CrossSigningPublicKey, KeyError, SignedObject, device_signing_key},
+    e2ee::{CrossSigningPublicKey, KeyError, SignedObject},
     limits::{DEVICE_KEYS_BYTES_MAX, KEY_SIGNATURES_MAX},
 };
 use sallyport_store::{CrossSigningKey, KeySignature, Read, Store};
@@ -265,14 +265,4 @@ fn cross_signing_key(
         Some((format!("ed25519:{}", key.public_key), public))
     });
     Ok(parsed.into_iter().collect())
-}
-
-/// The signing key of a device, from its stored identity keys.
-pub(super) fn stored_device_key(
-    read: &Read<'_>,
-    user_id: &UserId,
-    device_id: &DeviceId,
-) -> sallyport_store::Result<Option<Ed25519PublicKey>> {
-    let keys = read.device_keys(user_id, device_id)?;
-    Ok(keys.and_then(|json| device_signing_key(&json, device_id)))
 }

@@ -199,6 +199,32 @@ fn keys_received_from_a_peer_are_given_away_once() {
 }
 
 #[test]
+fn pools_of_several_devices_come_one_after_the_other() {
+    let store = open();
+    let bob = user_id!("@bob:bravo.test");
+    let peer = server_name!("bravo.test");
+    // Numbers are given as clients upload, and a bundle sorts them by device.
+    for (device, numbers) in [("A", [1, 3, 5]), ("B", [2, 4, 6])] {
+        let keys = numbers.map(|number: i64| PoolKey {
+            n: number,
+            user_id: bob.to_owned(),
+            device_id: device.into(),
+            key: keys(usize::try_from(number).unwrap()..7).remove(0),
+        });
+        store
+            .write(move |write| write.receive_pool_keys(peer, Incarnation([1; 16]), &keys))
+            .unwrap();
+    }
+    for device in ["A", "B"] {
+        for _ in 0..3 {
+            let claim =
+                store.write(move |write| write.claim_remote_key(bob, <&DeviceId>::from(device)));
+            assert!(claim.unwrap().is_some(), "{device}");
+        }
+    }
+}
+
+#[test]
 fn what_a_peer_says_about_a_user_replaces_what_was_known() {
     let store = open();
     let bob = user_id!("@bob:bravo.test");
