@@ -1,10 +1,15 @@
 //! Accounts: registering, changing the password, deactivating.
 
-use ruma::{OwnedUserId, ServerName, UserId};
+use ruma::{OwnedUserId, ServerName, UserId, events::room::member::MembershipState};
 use sallyport_core::{limits::IDENTIFIER_BYTES_MAX, time::Millis};
-use sallyport_store::Store;
+use sallyport_store::{Membership, Store};
 
-use super::{passwords, sessions::Identity};
+use super::{
+    passwords,
+    rooms::{self, membership},
+    sessions::Identity,
+};
+use crate::app::App;
 
 /// Why an account was not made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -85,14 +90,28 @@ pub fn change_password(
     })
 }
 
-/// Ends an account for good. What it said in rooms stays, and its name is not given out again.
+/// Ends an account for good: it leaves its rooms, and its name is not given out again. What it said stays.
 ///
 /// # Errors
-/// If the database fails.
-pub fn deactivate(store: &Store, user_id: OwnedUserId) -> Result<(), AccountError> {
+/// If the database fails; then it may be done again.
+pub fn deactivate(app: &App, user_id: OwnedUserId, now: Millis) -> Result<(), AccountError> {
+    let places = app.store.read(|read| read.memberships_of(&user_id))?;
+    let left = |place: &&Membership| {
+        matches!(place.membership, MembershipState::Leave | MembershipState::Ban)
+    };
+    for Membership { room_id, .. } in places.iter().filter(|place| !left(place)) {
+        let (sender, target) = (&*user_id, &*user_id);
+        let change = membership::Change { room_id, sender, target, reason: None, now };
+        match membership::leave(app, change) {
+            Ok(()) => {}
+            Err(rooms::Error::Store(error)) => return Err(error.into()),
+            // The account ends all the same: nobody can speak for it in that room any more.
+            Err(error) => log::warn!(room_id:% = room_id, error:% = error; "a room was not left"),
+        }
+    }
     let owner = user_id.clone();
-    store.write(move |write| write.deactivate_user(&owner))?;
-    super::backups::purge(store, &user_id)?;
+    app.store.write(move |write| write.deactivate_user(&owner))?;
+    super::backups::purge(&app.store, &user_id)?;
     Ok(())
 }
 

@@ -31,6 +31,7 @@ use sallyport_core::time::Millis;
 use sallyport_store::{Error as StoreError, Incarnation, Membership, Read, Room};
 use serde_json::value::{RawValue, to_raw_value};
 
+pub use self::devices::device_list_changes;
 use self::{
     devices::Company,
     filter::{allows_global, allows_kind, shows_room},

@@ -1,5 +1,9 @@
 //! Registering, logging in and out, refreshing, devices.
 
+use std::time::Duration;
+
+use sallyport::service::sessions::{self, DeviceWish, Fresh, SessionCache, TokenError, TokenHash};
+use sallyport_core::time::Millis;
 use serde_json::{Value, json};
 
 use crate::enclave::{Enclave, Member, PASSWORD};
@@ -125,6 +129,24 @@ async fn a_session_is_refreshed_and_the_old_tokens_end_with_the_first_use() {
     refresh(&second).await.ok();
 }
 
+#[test]
+fn an_access_token_that_can_be_refreshed_expires() {
+    let enclave = Enclave::open("open");
+    let alice = enclave.member("alice", "A");
+    let store = &enclave.app.store;
+    let now = Millis(1_000_000_000_000);
+    let wish = DeviceWish { refresh: true, ..DeviceWish::default() };
+    let started = sessions::start(store, alice.user_id, wish, now, &Fresh([7; 72])).unwrap();
+    let hash = TokenHash::of(&started.access_token);
+    let at = |now: Millis| {
+        sessions::authenticate(store, &SessionCache::default(), hash, None, now).map(drop)
+    };
+    let lifetime = started.expires_in.unwrap();
+    at(now).unwrap();
+    at(now.plus(lifetime - Duration::from_millis(1))).unwrap();
+    assert!(matches!(at(now.plus(lifetime)), Err(TokenError::Expired)));
+}
+
 #[tokio::test]
 async fn logging_out_ends_one_session_or_all() {
     let enclave = Enclave::open("open");
@@ -210,8 +232,16 @@ async fn a_new_password_logs_the_other_devices_out() {
 async fn a_deactivated_account_is_gone_and_its_name_with_it() {
     let enclave = Enclave::open("open");
     let alice = enclave.register("alice").await;
+    let bob = enclave.member("bob", "B");
+    let wish = json!({ "preset": "public_chat" });
+    let room = enclave.ask(&bob, "POST", "v3/createRoom", wish).await.ok();
+    let room = room["room_id"].as_str().unwrap();
+    enclave.ask(&alice, "POST", &format!("v3/join/{room}"), json!({})).await.ok();
     let auth = with_password(&alice, &Value::Null, PASSWORD);
     enclave.ask(&alice, "POST", "v3/account/deactivate", json!({ "auth": auth })).await.ok();
+    let path = format!("v3/rooms/{room}/joined_members");
+    let members = enclave.ask(&bob, "GET", &path, Value::Null).await.ok();
+    assert_eq!(members["joined"].as_object().unwrap().keys().collect::<Vec<_>>(), [&bob.user_id]);
     assert_eq!(enclave.ask(&alice, "GET", "v3/devices", Value::Null).await.status, 401);
     let login = enclave.call("POST", "v3/login", None, log_in("alice", PASSWORD)).await;
     assert_eq!(login.status, 403);

@@ -184,6 +184,41 @@ async fn cross_signing_needs_the_password_from_the_second_time_on() {
 }
 
 #[tokio::test]
+async fn members_hear_whose_devices_have_changed() {
+    let enclave = Enclave::open("open");
+    let [alice, bob, carol] =
+        ["alice", "bob", "carol"].map(|name| Crypto::new(enclave.member(name, "D")));
+    let sync = || async {
+        let json = enclave.ask(&bob.member, "GET", "v3/sync?timeout=0", Value::Null).await.ok();
+        json["next_batch"].as_str().unwrap().to_owned()
+    };
+    let changes = |from: String| {
+        let (enclave, bob) = (&enclave, &bob.member);
+        async move {
+            let path = format!("v3/keys/changes?from={from}&to={from}");
+            enclave.ask(bob, "GET", &path, Value::Null).await.ok()
+        }
+    };
+    let wish = json!({ "preset": "public_chat" });
+    let room = enclave.ask(&alice.member, "POST", "v3/createRoom", wish).await.ok();
+    let room = room["room_id"].as_str().unwrap();
+    let before = sync().await;
+    enclave.ask(&bob.member, "POST", &format!("v3/join/{room}"), json!({})).await.ok();
+    let both = json!(["@alice:alpha.test", "@bob:alpha.test"]);
+    assert_eq!(changes(before).await, json!({ "changed": both, "left": [] }));
+    let before = sync().await;
+    for crypto in [&alice, &carol] {
+        let body = json!({ "device_keys": crypto.device_keys() });
+        enclave.ask(&crypto.member, "POST", "v3/keys/upload", body).await.ok();
+    }
+    let seen = json!({ "changed": ["@alice:alpha.test"], "left": [] });
+    assert_eq!(changes(before).await, seen, "carol shares no room");
+    let before = sync().await;
+    enclave.ask(&bob.member, "POST", &format!("v3/rooms/{room}/leave"), json!({})).await.ok();
+    assert_eq!(changes(before).await["left"], json!(["@alice:alpha.test"]));
+}
+
+#[tokio::test]
 async fn messages_to_devices_are_sent_once_per_transaction() {
     let enclave = Enclave::open("open");
     let alice = enclave.member("alice", "A");

@@ -190,7 +190,8 @@ async fn deactivate(
     request: deactivate::Request,
 ) -> Result<deactivate::Response, ApiError> {
     interactive::confirm(&app, &identity, request.auth, "deactivate the account").await?;
-    app.run(move |app| accounts::deactivate(&app.store, identity.user_id)).await?;
+    let now = (app.clock)();
+    app.run(move |app| accounts::deactivate(app, identity.user_id, now)).await?;
     Ok(deactivate::Response::new(ThirdPartyIdRemovalStatus::NoSupport))
 }
 

@@ -8,6 +8,7 @@ use ruma::{
     api::{
         client::keys::{
             claim_keys::v3 as claim_keys,
+            get_key_changes::v3 as get_key_changes,
             get_keys::v3 as get_keys,
             upload_keys::v3 as upload_keys,
             upload_signatures::v3::{self as upload_signatures, Failure},
@@ -19,19 +20,28 @@ use ruma::{
 };
 use serde_json::{json, value::RawValue};
 
-use super::interactive;
+use super::{interactive, tokens::position_of};
 use crate::{
     app::App,
     http::{Routes, error::ApiError, route::route},
     service::{
         keys::{self, KeysError, SignatureError, SigningKeys, Upload},
+        rooms,
         sessions::Identity,
+        sync,
     },
 };
 
-/// The endpoints of this section, but for `/keys/changes`, which reads sync tokens.
+/// The endpoints of this section.
 pub(super) fn routes() -> Routes {
-    vec![route(upload), route(query), route(claim), route(upload_signing), route(signatures)]
+    vec![
+        route(upload),
+        route(query),
+        route(claim),
+        route(changes),
+        route(upload_signing),
+        route(signatures),
+    ]
 }
 
 async fn upload(
@@ -101,6 +111,23 @@ async fn claim(
         }
     }
     Ok(claim_keys::Response::new(claimed))
+}
+
+/// The answer goes up to now, whatever the client's `to`: what came later is in its next sync once more.
+async fn changes(
+    app: Arc<App>,
+    identity: Identity,
+    request: get_key_changes::Request,
+) -> Result<get_key_changes::Response, ApiError> {
+    let changes = move |app: &App| {
+        app.store.read(|read| {
+            // A token from before a restore names no point: then all that is known has changed.
+            let since = position_of(read, Some(&request.from))?.unwrap_or_default();
+            Ok::<_, rooms::Error>(sync::device_list_changes(read, &identity.user_id, since)?)
+        })
+    };
+    let lists = app.run(changes).await?;
+    Ok(get_key_changes::Response::new(lists.changed, lists.left))
 }
 
 async fn upload_signing(

@@ -59,6 +59,32 @@ pub(super) fn add_key_counts(
     Ok(())
 }
 
+/// Whose devices a client must ask for again since a point of the stream, and whose it need not follow any more
+/// ([`GET /keys/changes`](https://spec.matrix.org/v1.16/client-server-api/#get_matrixclientv3keyschanges)).
+///
+/// # Errors
+/// If the database fails.
+pub fn device_list_changes(
+    read: &Read<'_>,
+    user_id: &UserId,
+    since: i64,
+) -> Result<DeviceLists, Error> {
+    let mut company = Company::default();
+    for place in read.memberships_of(user_id)? {
+        let Some(room) = read.room(&place.room_id)?.filter(|room| room.newest > since) else {
+            continue;
+        };
+        let was_joined = read.membership_at(&room, user_id, since)? == Some(MembershipState::Join);
+        match (was_joined, place.membership == MembershipState::Join) {
+            (true, true) => company.stayed_in(read, &room, since)?,
+            (false, true) => company.joined(read, &room)?,
+            (true, false) => company.left(read, &room)?,
+            (false, false) => {}
+        }
+    }
+    company.lists(read, user_id, since, read.position()?)
+}
+
 /// Whom a user met in their rooms since the last sync, and whom they may have lost sight of.
 #[derive(Debug, Default)]
 pub(super) struct Company {
