@@ -28,6 +28,7 @@ pub fn router() -> Router<Arc<App>> {
         .route(path::STATUS, get(status::status))
         .route(path::TOKEN, get(status::token))
         .route(path::TOKEN_UNLOCK, post(status::unlock))
+        .route(path::CLOCK_ACCEPT, post(status::accept_clock))
         .route(path::ROSTER, post(rosters::import))
         .route(path::ROSTER_DRY_RUN, post(rosters::dry_run))
         .route(path::ACTIVATION_CODES, post(codes::renew))

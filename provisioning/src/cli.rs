@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     client::{self, Box as TheBox},
-    command::{audit, bundle, card, ceremony, codes, peer, roster, status, stick, token},
+    command::{audit, bundle, card, ceremony, clock, codes, peer, roster, status, stick, token},
     output::Output,
     terminal,
 };
@@ -82,6 +82,9 @@ enum Command {
     /// Look after the token that holds the box's keys.
     #[command(subcommand)]
     Token(token::Command),
+    /// Decide what to do when the box's clock went backwards.
+    #[command(subcommand)]
+    Clock(clock::Command),
 }
 
 impl Cli {
@@ -105,6 +108,7 @@ impl Cli {
             Command::Bundle(command) => command.run(&the_box, &out),
             Command::Audit(command) => command.run(&the_box, &out),
             Command::Token(command) => command.run(&the_box, &out),
+            Command::Clock(command) => command.run(&the_box, &out),
         }
     }
 }

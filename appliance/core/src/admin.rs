@@ -19,6 +19,7 @@
 //! | `POST` [`path::BUNDLES_IMPORT`] | a bundle | [`BundleImported`] |
 //! | `GET` [`path::TOKEN`] | | [`TokenStatus`] |
 //! | `POST` [`path::TOKEN_UNLOCK`] | [`Unlock`] | [`TokenStatus`] |
+//! | `POST` [`path::CLOCK_ACCEPT`] | | [`Millis`]: the time that counts from now on |
 //!
 //! Whatever is not a success has an [`ErrorBody`].
 
@@ -72,6 +73,8 @@ pub mod path {
     pub const TOKEN: &str = "/admin/v1/token";
     /// A PIN for the token.
     pub const TOKEN_UNLOCK: &str = "/admin/v1/token/unlock";
+    /// An officer's word that the clock is right although it went backwards.
+    pub const CLOCK_ACCEPT: &str = "/admin/v1/clock/accept";
 }
 
 /// Who gives a command.

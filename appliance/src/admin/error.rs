@@ -9,7 +9,7 @@ use sallyport_core::admin::{ErrorBody, ErrorCode};
 
 use crate::{
     http::error::ApiError,
-    service::{activation, bundle, peers, roster},
+    service::{activation, bundle, clock, peers, roster},
     telemetry,
 };
 
@@ -98,6 +98,12 @@ impl From<peers::Error> for AdminError {
             _ => ErrorCode::Refused,
         };
         Self::new(code, error)
+    }
+}
+
+impl From<clock::Error> for AdminError {
+    fn from(error: clock::Error) -> Self {
+        Self::new(ErrorCode::Refused, error)
     }
 }
 

@@ -9,6 +9,7 @@ use axum::{
 use sallyport_core::{
     admin::{ErrorCode, Status, TokenStatus, Unlock},
     limits::ADMIN_BODY_BYTES_MAX,
+    time::Millis,
 };
 use sallyport_hsm::{Health, Pin};
 
@@ -16,7 +17,7 @@ use super::{
     command::{self, Answer},
     error::AdminError,
 };
-use crate::app::App;
+use crate::{app::App, service::clock};
 
 /// How the box is.
 pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
@@ -68,4 +69,11 @@ fn token_status(app: &App) -> TokenStatus {
         Some(Health::Locked { why }) => TokenStatus::Locked { why },
         Some(Health::Absent { why, attempts }) => TokenStatus::Absent { why, attempts },
     }
+}
+
+/// Takes an officer's word that the clock is right although it went backwards.
+pub(super) async fn accept_clock(State(app): State<Arc<App>>, request: Request) -> Answer<Millis> {
+    let (head, _) = request.into_parts();
+    let order = command::order(&app, &head)?;
+    Ok(Json(command::run(&app, move |app| clock::accept(&app.store, &order)).await?))
 }

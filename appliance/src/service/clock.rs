@@ -9,6 +9,8 @@ use std::time::Duration;
 use sallyport_core::time::Millis;
 use sallyport_store::Store;
 
+use super::order::Order;
+
 /// How far behind the newest time seen the clock may be: small corrections are nobody's business.
 const TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
@@ -43,6 +45,21 @@ pub fn check(store: &Store, now: Millis) -> Result<(), Error> {
         store.write(move |write| write.note_time(now))?;
     }
     Ok(())
+}
+
+/// An officer says that the clock is right although it went backwards; answers the time that counts from now on.
+///
+/// # Errors
+/// If the database fails.
+pub fn accept(store: &Store, order: &Order) -> Result<Millis, Error> {
+    let newest = store.read(|read| read.last_time())?.unwrap_or_default();
+    let now = order.now;
+    let entry = order.entry("clock.accept", now.0, [("newest_seen_ms", newest.0.to_string())]);
+    store.write(move |write| {
+        write.note_time(now)?;
+        write.append_audit(entry)
+    })?;
+    Ok(now)
 }
 
 #[cfg(test)]
