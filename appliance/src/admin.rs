@@ -15,7 +15,7 @@ mod status;
 use std::sync::Arc;
 
 use axum::{
-    Router,
+    Extension, Router,
     routing::{get, post},
 };
 use sallyport_core::admin::path;
@@ -39,4 +39,5 @@ pub fn router() -> Router<Arc<App>> {
         .route(path::BUNDLES, get(bundles::status))
         .route(path::BUNDLES_EXPORT, post(bundles::export))
         .route(path::BUNDLES_IMPORT, post(bundles::import))
+        .layer(Extension(rosters::OneAtATime::default()))
 }

@@ -3,15 +3,19 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Request, State},
 };
 use sallyport_core::{
-    admin::{RosterImported, RosterReport},
+    admin::{ErrorCode, RosterImported, RosterReport},
     limits::ROSTER_BYTES_MAX,
 };
+use tokio::sync::Mutex;
 
-use super::command::{self, Answer};
+use super::{
+    command::{self, Answer},
+    error::AdminError,
+};
 use crate::{app::App, app::random, service::roster};
 
 /// What a roster would change.
@@ -24,15 +28,25 @@ pub(super) async fn dry_run(State(app): State<Arc<App>>, request: Request) -> An
     report.await.map(Json)
 }
 
-/// Imports a roster.
+/// Held while a roster is imported: two imports would make each other's activation codes void.
+#[derive(Clone, Default)]
+pub(super) struct OneAtATime(Arc<Mutex<()>>);
+
+/// Imports a roster. It goes on if the caller goes away.
 pub(super) async fn import(
     State(app): State<Arc<App>>,
+    Extension(OneAtATime(gate)): Extension<OneAtATime>,
     request: Request,
 ) -> Answer<RosterImported> {
     let (head, body) = request.into_parts();
     let order = command::order(&app, &head)?;
     let file = command::body(body, ROSTER_BYTES_MAX).await?;
+    let Ok(only) = gate.try_lock_owned() else {
+        let text = "another roster is being imported: wait until it is finished";
+        return Err(AdminError::text(ErrorCode::Unavailable, text));
+    };
     let imported = command::run(&app, move |app| {
+        let _only = only;
         let config = &app.config;
         let officers = &config.roster.trusted_keys;
         roster::import(&app.store, &config.server_name, officers, &file, &order, &random)

@@ -273,10 +273,9 @@ fn put(
         write.set_profile_field(user_id, "displayname", name.map(|n| n.to_string()).as_deref())?;
     }
     write.set_roster_account(user_id, account, serial)?;
-    let (locked, has_password) = match write.user(user_id)? {
-        Some(user) => (user.locked, user.password_hash.is_some()),
-        None => (false, false),
-    };
+    let before = if made { None } else { write.user(user_id)? };
+    let locked = before.as_ref().is_some_and(|user| user.locked);
+    let has_password = before.is_some_and(|user| user.password_hash.is_some());
     match account.state {
         AccountState::Locked if !locked => lock(write, user_id)?,
         AccountState::Active if locked => write.set_user_locked(user_id, false)?,
