@@ -2,9 +2,9 @@
 
 use std::{
     fs,
-    io::ErrorKind,
+    io::{ErrorKind, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::unix::net::UnixDatagram,
+    os::unix::{fs::OpenOptionsExt as _, net::UnixDatagram},
     path::{Path, PathBuf},
     process::{self, Child, Stdio},
     sync::atomic::{AtomicU8, Ordering},
@@ -174,7 +174,7 @@ impl Enclave {
         fs::create_dir_all(plan.data())?;
         let softhsm = match plan.token {
             Token::SoftHsm => {
-                fs::write(plan.pin_file(), PIN)?;
+                write_secret(&plan.pin_file(), PIN)?;
                 Some(SoftHsm::create(&plan.folder.join("softhsm"), &plan.name, PIN)?)
             }
             Token::Software { .. } => None,
@@ -359,6 +359,13 @@ impl Drop for Enclave {
             eprintln!("{}: {error:#}", self.plan.name);
         }
     }
+}
+
+/// Writes a file that only its owner may read: the box refuses a PIN that others can.
+fn write_secret(path: &Path, secret: &str) -> Result<()> {
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(path)?;
+    Ok(file.write_all(secret.as_bytes())?)
 }
 
 fn pid(child: &Child) -> Result<Pid> {
