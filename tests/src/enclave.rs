@@ -293,6 +293,12 @@ impl Enclave {
         Client::new(self.plan.plain())
     }
 
+    /// The token, if it is SoftHSM2.
+    #[must_use]
+    pub fn softhsm(&self) -> Option<&SoftHsm> {
+        self.softhsm.as_ref()
+    }
+
     /// Where its admin works.
     #[must_use]
     pub fn desk(&self) -> &Desk {

@@ -46,6 +46,24 @@ impl SoftHsm {
         Ok(this)
     }
 
+    /// How many objects (keys, halves of key pairs) are in the token.
+    ///
+    /// # Errors
+    /// When its folder cannot be read.
+    pub fn objects(&self) -> Result<usize> {
+        let tokens = self.configuration.with_file_name("tokens");
+        let mut count = 0;
+        for token in fs::read_dir(tokens)? {
+            for file in fs::read_dir(token?.path())? {
+                let path = file?.path();
+                let is_object = path.extension().is_some_and(|e| e == "object");
+                // `token.object` is the token itself.
+                count += usize::from(is_object && !path.ends_with("token.object"));
+            }
+        }
+        Ok(count)
+    }
+
     /// The environment variable that leads the module to its configuration.
     pub const VARIABLE: &str = "SOFTHSM2_CONF";
 

@@ -60,7 +60,7 @@ pub use manifest::{
     Ack, BundleId, BundleKind, Clock, Codec, Manifest, Outcome, Prerequisites, Range, RoomFrontier,
     Section, Status,
 };
-pub use reader::{Authentic, Gate, Sealed, Unlocked};
+pub use reader::{Authentic, Gate, Sealed, Unlocked, unverified_header};
 pub use record::{
     Device, Kind, Media, MediaHead, OneTimeKey, OneTimeKeyClaim, Pdu, PduRole, Pool, Receipt,
     Record, RecordError, Room, RoomGap, RoomHead, ServerKeys, ToDevice, User, UserStatus, Verdict,

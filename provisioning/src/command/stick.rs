@@ -5,6 +5,7 @@
 //! Only regular files of bounded size are read, and never through a link.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Read as _, Seek as _, Write as _},
     path::{Path, PathBuf},
@@ -15,6 +16,7 @@ use clap::{Args, Subcommand};
 use http::Method;
 use sallyport_core::{
     admin::{RosterImported, Status, path},
+    bundle::{Header, unverified_header},
     card::Card,
     digest::Sha256,
     limits::{CARD_BYTES_MAX, ROSTER_BYTES_MAX},
@@ -244,7 +246,11 @@ fn describe(kind: Kind, path: &Path) -> anyhow::Result<String> {
             let content = card.content();
             Ok(format!("card {} of {} ({})", content.serial, content.server_name, content.enclave))
         }
-        Kind::Bundle => Ok("bundle".to_owned()),
+        Kind::Bundle => {
+            let Header { seq, from, to, created, .. } = unverified_header(file)?;
+            let created = output::time(created);
+            Ok(format!("bundle {seq} of {from} for {to}, made {created}"))
+        }
     }
 }
 
@@ -254,10 +260,8 @@ fn import(stick: &Path, codes: &Path, the_box: &TheBox, out: &Output) -> anyhow:
     let of = |kind: Kind| found.iter().filter(move |file| file.kind == kind && file.good);
     let rosters: Vec<&Path> = of(Kind::Roster).map(|file| file.path.as_path()).collect();
     import_rosters(&rosters, codes, the_box, out)?;
-    for file in of(Kind::Bundle) {
-        let imported = bundle::send(&file.path, the_box)?;
-        out.show(&imported, bundle::imported_text)?;
-    }
+    let bundles: Vec<&Path> = of(Kind::Bundle).map(|file| file.path.as_path()).collect();
+    import_bundles(&bundles, the_box, out)?;
     for file in of(Kind::Card) {
         let path = file.path.display();
         out.note(&format!(
@@ -306,6 +310,41 @@ fn import_rosters(
         out.note(&format!("{} activation codes are in {}.", imported.codes.len(), path.display()))?;
     }
     Ok(())
+}
+
+/// Those for this enclave, in the order in which their senders made them. After one that is refused, no later one of the same sender
+/// is tried: it would only be refused for coming too early.
+fn import_bundles(paths: &[&Path], the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let status: Status = the_box.ask(path::STATUS)?;
+    let mut bundles = Vec::new();
+    for path in paths {
+        let header = unverified_header(files::open_foreign(path)?)?;
+        if header.to == status.server_name {
+            bundles.push((header.from, header.created, header.seq, *path));
+        } else {
+            out.note(&format!("{}: left alone, it is for {}", path.display(), header.to))?;
+        }
+    }
+    bundles.sort();
+    let mut refused = BTreeMap::new();
+    for (from, _, _, path) in bundles {
+        if refused.contains_key(&from) {
+            continue;
+        }
+        match bundle::send(path, the_box) {
+            Ok(imported) => out.show(&imported, bundle::imported_text)?,
+            Err(error) => {
+                refused.insert(from, error.context(path.display().to_string()));
+            }
+        }
+    }
+    match refused.into_values().reduce(|first, next| first.context(format!("{next:#}"))) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
 }
 
 fn table(found: &[Found]) -> String {

@@ -59,6 +59,12 @@ pub struct Authentic {
     manifest_bytes: usize,
 }
 
+/// What a bundle says of itself: for lists, and for the order in which bundles are imported. Nothing of it is to be believed before
+/// [`Sealed::open`].
+pub fn unverified_header<R: Read>(mut input: R) -> Result<Header, Error> {
+    Header::parse(Head::read(&mut input)?.envelope.unverified_payload())
+}
+
 impl<R: Read> Sealed<R> {
     /// Reads the header, verifies its signature and checks sender, recipient, time and size.
     pub fn open(mut input: R, gate: &Gate<'_>) -> Result<Self, Error> {
