@@ -159,16 +159,24 @@ impl Member {
         self.ask(since, filter).response
     }
 
+    pub(crate) fn sync_state_after(&self, since: &str) -> Response {
+        let query = self.query(Some(since), FilterDefinition::default());
+        sync::sync(&self.app, &Query { state_after: true, ..query }).unwrap().response
+    }
+
     pub(crate) fn ask(&self, since: Option<&str>, filter: FilterDefinition) -> Answer {
-        let query = Query {
+        sync::sync(&self.app, &self.query(since, filter)).unwrap()
+    }
+
+    fn query(&self, since: Option<&str>, filter: FilterDefinition) -> Query {
+        Query {
             identity: self.identity.clone(),
             since: since.map(|since| Token::parse(since).unwrap()),
             filter,
             full_state: false,
             state_after: false,
             now: NOW,
-        };
-        sync::sync(&self.app, &query).unwrap()
+        }
     }
 }
 

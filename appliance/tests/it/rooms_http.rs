@@ -172,6 +172,34 @@ async fn a_long_poll_hears_of_messages_typing_and_receipts() {
     assert!(quiet.get("rooms").is_none(), "{quiet}");
 }
 
+#[tokio::test]
+async fn messages_to_a_device_stay_until_it_says_to_have_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = open_box(&folder);
+    let alice = Client::register(&router, "alice").await;
+    let bob = Client::register(&router, "bob").await;
+    let since = bob.get("/_matrix/client/v3/sync").await["next_batch"].clone();
+    for number in 0..3 {
+        let path = format!("/_matrix/client/v3/sendToDevice/org.example/{number}");
+        let messages = json!({ "messages": { &bob.user_id: { "*": { "number": number } } } });
+        alice.ok("PUT", &path, &messages).await;
+    }
+    let numbers = |answer: &Value| {
+        let events = answer["to_device"]["events"].as_array().cloned().unwrap_or_default();
+        let number = |event: &Value| event["content"]["number"].as_u64().unwrap();
+        events.iter().map(number).collect::<Vec<_>>()
+    };
+    let sync = |since: &Value| format!("/_matrix/client/v3/sync?since={}", since.as_str().unwrap());
+    let first = bob.get(&sync(&since)).await;
+    assert_eq!(numbers(&first), [0, 1, 2]);
+    // The answer was lost: the device asks again.
+    assert_eq!(numbers(&bob.get(&sync(&since)).await), [0, 1, 2]);
+    assert!(numbers(&bob.get(&sync(&first["next_batch"])).await).is_empty());
+    // Commands are committed in order: once this one is, the messages are deleted.
+    bob.create(&json!({})).await;
+    assert!(numbers(&bob.get(&sync(&since)).await).is_empty());
+}
+
 async fn news(client: &Client, since: &Value) -> Value {
     let path = format!("/_matrix/client/v3/sync?timeout=60000&since={}", since.as_str().unwrap());
     let sync = client.get(&path);

@@ -1,7 +1,9 @@
 //! `/sync`: what a device hears, from its first sync on.
 
 use ruma::{
-    api::client::{filter::FilterDefinition, room::create_room::v3::RoomPreset},
+    api::client::{
+        filter::FilterDefinition, room::create_room::v3::RoomPreset, sync::sync_events::v3::State,
+    },
     room_id,
 };
 use sallyport::service::rooms;
@@ -68,7 +70,7 @@ fn a_gap_is_limited_and_its_state_is_told() {
     let joined = &gap.rooms.join[&room];
     assert!(joined.timeline.limited);
     assert_eq!(joined.timeline.events.len(), 2);
-    let ruma::api::client::sync::sync_events::v3::State::Before(state) = &joined.state else {
+    let State::Before(state) = &joined.state else {
         panic!("state_after was not asked for");
     };
     // The timeline sets "late"; where it begins the topic was "early".
@@ -83,9 +85,7 @@ fn a_gap_is_limited_and_its_state_is_told() {
     assert!(joined.state.is_empty());
 
     let first = alice.sync_with(None, filter(two));
-    let ruma::api::client::sync::sync_events::v3::State::Before(state) =
-        &first.rooms.join[&room].state
-    else {
+    let State::Before(state) = &first.rooms.join[&room].state else {
         panic!("state_after was not asked for");
     };
     let topics: Vec<_> = values(&state.events)
@@ -94,6 +94,52 @@ fn a_gap_is_limited_and_its_state_is_told() {
         .map(|event| event["content"]["topic"].clone())
         .collect();
     assert_eq!(topics, ["early"]);
+}
+
+#[test]
+fn a_client_may_ask_for_the_state_after_the_timeline() {
+    let test = TestBox::new();
+    let alice = test.member("alice");
+    let room = alice.create(RoomPreset::PrivateChat);
+    let since = alice.sync(None).next_batch;
+    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "new" })).unwrap();
+    let answer = alice.sync_state_after(&since);
+    let joined = &answer.rooms.join[&room];
+    assert_eq!(joined.timeline.events.len(), 1);
+    let State::After(state) = &joined.state else { panic!("state_after was asked for") };
+    assert_eq!(value(&state.events[0])["content"]["topic"], "new");
+}
+
+#[test]
+fn presence_and_account_data_go_along() {
+    let test = TestBox::new();
+    let (alice, bob, carol) = (test.member("alice"), test.member("bob"), test.member("carol"));
+    let room = alice.create(RoomPreset::PublicChat);
+    bob.join(&room);
+    let first = bob.sync(None);
+    let kinds: Vec<_> = values(&first.account_data.events)
+        .into_iter()
+        .map(|event| event["type"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(kinds, ["m.push_rules"]);
+    for member in [&alice, &carol] {
+        let online = ruma::presence::PresenceState::Online;
+        test.app.presences.set(member.id(), online, Some("on watch"), crate::member::NOW);
+    }
+    let second = bob.sync(Some(&first.next_batch));
+    let presence = values(&second.presence.events);
+    // Carol shares no room with bob.
+    assert_eq!(presence.len(), 1);
+    assert_eq!(presence[0]["sender"], alice.id().as_str());
+    assert_eq!(presence[0]["content"]["status_msg"], "on watch");
+    assert!(bob.sync(Some(&second.next_batch)).presence.is_empty());
+
+    let event_id = bob.say(&room, "here");
+    rooms::receipts::mark_fully_read(&bob.app, bob.id(), room.clone(), event_id.clone()).unwrap();
+    let third = bob.sync(Some(&second.next_batch));
+    let marker = value(&third.rooms.join[&room].account_data.events[0]);
+    assert_eq!(marker["type"], "m.fully_read");
+    assert_eq!(marker["content"]["event_id"], event_id.as_str());
 }
 
 #[test]
@@ -176,9 +222,7 @@ fn lazy_loading_shows_only_who_speaks() {
         "timeline": { "limit": 1 },
     } }));
     let first = alice.sync_with(None, lazy);
-    let ruma::api::client::sync::sync_events::v3::State::Before(state) =
-        &first.rooms.join[&room].state
-    else {
+    let State::Before(state) = &first.rooms.join[&room].state else {
         panic!("state_after was not asked for");
     };
     let members: Vec<_> = values(&state.events)

@@ -13,6 +13,7 @@ use sallyport_store::{Error as StoreError, Membership, Read, Room, StoredEvent};
 use super::{
     Error,
     access::{Glimpse, look},
+    membership::check_reachable,
     send::Wish,
 };
 use crate::app::App;
@@ -43,6 +44,12 @@ pub fn wish(
     }
     if kind == StateEventType::RoomCanonicalAlias {
         check_aliases(app, room_id, &content)?;
+    }
+    if kind == StateEventType::RoomMember
+        && content.get("membership").and_then(|membership| membership.as_str()) == Some("invite")
+        && let Ok(target) = <&UserId>::try_from(state_key)
+    {
+        check_reachable(app, target)?;
     }
     let intent = Intent::state(user_id, kind, state_key, content, now);
     Ok(Wish::new(room_id.to_owned(), intent))

@@ -93,8 +93,9 @@ impl RoomSync<'_, '_> {
         rules: &Rules,
         position: i64,
     ) -> Result<JoinedRoom, Error> {
-        // Someone who was joined all the while may see all that came.
-        let tail = self.tail(position, self.since.is_none())?;
+        // Someone who was joined all the while may see all that came, unless it comes from elsewhere,
+        // where they may have been no member yet.
+        let tail = self.tail(position, self.since.is_none() || self.room.exposed)?;
         let mut joined = JoinedRoom::new();
         let changes = self.changes()?;
         let members_changed = changes.keys().any(|(kind, _)| *kind == StateEventType::RoomMember);
