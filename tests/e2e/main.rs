@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod carried;
 mod dependencies;
 mod durability;
 mod encrypted;
