@@ -7,3 +7,4 @@ mod dependencies;
 mod durability;
 mod encrypted;
 mod tidy;
+mod token;

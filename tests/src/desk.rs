@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -68,10 +69,27 @@ impl Desk {
     /// # Errors
     /// When it fails; with what it says.
     pub fn sallyctl(&self, arguments: &[&str]) -> Result<String> {
+        self.sallyctl_answering(arguments, "")
+    }
+
+    /// Runs `sallyctl` and answers its questions with the lines of `input`.
+    ///
+    /// # Errors
+    /// When it fails; with what it says.
+    pub fn sallyctl_answering(&self, arguments: &[&str], input: &str) -> Result<String> {
         let mut command = Place::Here.command(repository::sallyctl()?);
-        command.current_dir(&self.folder).args(arguments).stdin(Stdio::null());
+        command.current_dir(&self.folder).args(arguments);
         command.env("SALLYPORT_ADMIN_SOCKET", &self.socket).env("SALLYPORT_ACTOR", "admin");
-        let output = command.output()?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let mut questions = child.stdin.take().context("no input of sallyctl")?;
+        match questions.write_all(input.as_bytes()) {
+            // It asked nothing and has gone.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            answered => answered?,
+        }
+        drop(questions);
+        let output = child.wait_with_output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         let shown = shown(arguments);
         ensure!(output.status.success(), "{}$ {shown}\n{}", self.name, said.trim());

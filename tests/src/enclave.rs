@@ -160,7 +160,9 @@ impl Plan {
         )
     }
 
-    fn pin_file(&self) -> PathBuf {
+    /// The file that the box takes the token's PIN from.
+    #[must_use]
+    pub fn pin_file(&self) -> PathBuf {
         self.folder.join("token.pin")
     }
 }
@@ -368,7 +370,10 @@ impl Drop for Enclave {
 }
 
 /// Writes a file that only its owner may read: the box refuses a PIN that others can.
-fn write_secret(path: &Path, secret: &str) -> Result<()> {
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_secret(path: &Path, secret: &str) -> Result<()> {
     let mut options = fs::OpenOptions::new();
     let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(path)?;
     Ok(file.write_all(secret.as_bytes())?)

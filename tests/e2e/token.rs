@@ -1,0 +1,101 @@
+//! A token that is locked or gone stops what leaves the box, and nothing else.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use sallyport_e2e::{
+    enclave::{Enclave, PIN, Plan, Token, write_secret},
+    http::Client,
+    person::word,
+    place::Place,
+};
+use serde_json::json;
+use tempfile::TempDir;
+
+/// How long the box may take to notice what became of its token.
+const NOTICED_WITHIN: Duration = Duration::from_secs(30);
+
+struct Scene {
+    enclave: Enclave,
+    alice: Client,
+    room: String,
+    sent: u32,
+    _folder: TempDir,
+}
+
+impl Scene {
+    /// A box with its keys in SoftHSM2, which has been ready once, and alice in a room.
+    fn new() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let mut plan = Plan::for_test("alpha", folder.path());
+        plan.token = Token::SoftHsm;
+        let mut enclave = Enclave::create(plan, Place::Here)?;
+        enclave.start()?;
+        let alice = enclave.client()?.register("alice", "correct horse battery staple")?;
+        let room = word(&alice.post("/_matrix/client/v3/createRoom", json!({}))?, "room_id")?;
+        let scene = Self { enclave, alice, room, sent: 0, _folder: folder };
+        scene.token_becomes("ready")?;
+        Ok(scene)
+    }
+
+    /// Waits until `sallyctl token status` says `state`; answers all that it says.
+    fn token_becomes(&self, state: &str) -> Result<String> {
+        let started = Instant::now();
+        loop {
+            let says = self.enclave.desk().sallyctl(&["token", "status"])?;
+            if says.contains(state) {
+                return Ok(says);
+            }
+            ensure!(started.elapsed() < NOTICED_WITHIN, "the token is not {state} but {says}");
+        }
+    }
+
+    /// Local chat goes on.
+    fn chat(&mut self) -> Result<()> {
+        self.sent += 1;
+        let path =
+            format!("/_matrix/client/v3/rooms/{}/send/m.room.message/{}", self.room, self.sent);
+        self.alice.put(&path, json!({"msgtype": "m.text", "body": "still here"}))?;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_wrong_pin_is_tried_once_and_local_chat_goes_on() -> Result<()> {
+    let mut scene = Scene::new()?;
+    scene.enclave.stop()?;
+    let pin_file = scene.enclave.plan().pin_file();
+    write_secret(&pin_file, "not the pin")?;
+    scene.enclave.start()?;
+    let says = scene.token_becomes("PIN")?;
+    scene.chat()?;
+    // It must say the same later: a retry would cost the token another of its few attempts.
+    ensure!(scene.enclave.desk().sallyctl(&["token", "status"])? == says);
+    let log = fs::read_to_string(scene.enclave.log())?;
+    let complaints = log.lines().filter(|line| line.contains("PIN")).count();
+    ensure!(complaints >= 1, "the log says nothing of the PIN:\n{log}");
+    scene.enclave.desk().sallyctl_answering(&["token", "unlock"], &format!("{PIN}\n"))?;
+    scene.token_becomes("ready")?;
+    scene.chat()
+}
+
+#[test]
+fn a_token_that_vanishes_stops_no_chat_and_comes_back_by_itself() -> Result<()> {
+    let mut scene = Scene::new()?;
+    scene.enclave.stop()?;
+    let softhsm = scene.enclave.plan().folder.join("softhsm");
+    let (tokens, drawer) = (softhsm.join("tokens"), softhsm.join("drawer"));
+    fs::rename(&tokens, &drawer)?;
+    fs::create_dir(&tokens)?;
+    scene.enclave.start()?;
+    scene.chat()?;
+    let says = scene.enclave.desk().sallyctl(&["token", "status"])?;
+    ensure!(!says.contains("ready"), "without its token the box says: {says}");
+    fs::remove_dir(&tokens)?;
+    fs::rename(&drawer, &tokens)?;
+    scene.token_becomes("ready")?;
+    scene.chat()
+}
