@@ -4,6 +4,7 @@
 
 mod carried;
 mod dependencies;
+mod dev;
 mod durability;
 mod encrypted;
 mod tidy;

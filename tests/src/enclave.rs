@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{ErrorKind, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::unix::{fs::OpenOptionsExt as _, net::UnixDatagram},
+    os::unix::{fs::OpenOptionsExt as _, net::UnixDatagram, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{self, Child, Stdio},
     sync::atomic::{AtomicU8, Ordering},
@@ -59,6 +59,8 @@ pub struct Plan {
     pub ceremony: bool,
     /// Who tells what the admin does.
     pub narrator: Narrator,
+    /// Whether Ctrl-C in the terminal reaches the box. Where it does not, whoever started it must stop it.
+    pub hears_the_terminal: bool,
 }
 
 /// An enclave and its box. The box is killed with this value.
@@ -83,6 +85,7 @@ impl Plan {
             address: SocketAddr::new(unused_loopback(), 8448),
             ceremony: false,
             narrator: Narrator::Silent,
+            hears_the_terminal: true,
         }
     }
 
@@ -231,6 +234,9 @@ impl Enclave {
         if let Some(softhsm) = &self.softhsm {
             command.env(SoftHsm::VARIABLE, softhsm.configuration());
         }
+        if !self.plan.hears_the_terminal {
+            command.process_group(0);
+        }
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
         let child = self.running.insert(child);
         loop {
@@ -279,12 +285,12 @@ impl Enclave {
         Ok(())
     }
 
-    /// Waits until the box ends by itself, as it does on Ctrl-C.
+    /// Whether the box has ended by itself, and how.
     ///
     /// # Errors
-    /// When it does not run.
-    pub fn wait(&mut self) -> Result<process::ExitStatus> {
-        Ok(self.running.take().context("it does not run")?.wait()?)
+    /// When it was not started.
+    pub fn ended(&mut self) -> Result<Option<process::ExitStatus>> {
+        Ok(self.running.as_mut().context("it does not run")?.try_wait()?)
     }
 
     /// Speaks to the plain listener. Only for enclaves on this machine's network.

@@ -44,7 +44,11 @@ pub fn is_release() -> bool {
     folder().is_ok_and(|path| path.ends_with("release"))
 }
 
-fn program(name: &str) -> Result<PathBuf> {
+/// A program of this workspace, brought up to date.
+///
+/// # Errors
+/// When the programs cannot be built.
+pub fn program(name: &str) -> Result<PathBuf> {
     static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
     BUILT
         .get_or_init(|| build().map_err(|error| format!("{error:#}")))

@@ -256,6 +256,8 @@ class Session {
     async restore({ recovery }) {
         const crypto = this.client.getCrypto();
         this.secretStorageKey = decodeRecoveryKey(recovery);
+        // The private halves can only be imported beside the public ones.
+        if (!(await crypto.userHasCrossSigningKeys(this.client.getUserId(), true))) throw new Error("no cross-signing keys");
         await crypto.bootstrapCrossSigning({});
         await crypto.loadSessionBackupPrivateKeyFromSecretStorage();
         await crypto.checkKeyBackupAndEnable();

@@ -78,6 +78,7 @@ fn two_enclaves(folder: &Path) -> Result<(Enclave, Enclave)> {
             address: SocketAddr::from((address, 8448)),
             ceremony: true,
             narrator: Narrator::Silent,
+            hears_the_terminal: true,
         };
         let mut enclave = Enclave::create(plan, Place::isolated()?)?;
         enclave.start()?;

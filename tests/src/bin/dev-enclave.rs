@@ -1,6 +1,8 @@
 //! `make run`: a development enclave under `.dev/`, with a sample roster, for trying out Matrix clients.
+//!
+//! `TOKEN=softhsm` keeps its keys in SoftHSM2; `DEV_DIR` and `DEV_ADDRESS` put it elsewhere.
 
-use std::{env, fs, net::SocketAddr, process::ExitCode};
+use std::{env, fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use sallyport_e2e::{
@@ -10,7 +12,11 @@ use sallyport_e2e::{
     place::Place,
     repository,
 };
-use tokio::{runtime, signal};
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
 
 /// Who works in the sample enclave.
 const ROSTER: &str = "\
@@ -20,7 +26,10 @@ bob,Bob Baker,Headquarters,RESTRICTED
 carol,Carol Carter,Signals,SECRET
 ";
 
-const ADDRESS: ([u8; 4], u16) = ([127, 0, 0, 1], 8448);
+const ADDRESS: &str = "127.0.0.1:8448";
+
+/// How often we look whether the box has ended by itself.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     match run() {
@@ -38,19 +47,22 @@ fn run() -> Result<()> {
         Ok("software") | Err(_) => Token::Software { delay_ms: 0 },
         Ok(other) => bail!("TOKEN={other} is not known; say TOKEN=software or TOKEN=softhsm"),
     };
-    let folder = repository::root().join(".dev").join(match token {
+    let dev = env::var_os("DEV_DIR").map_or_else(|| repository::root().join(".dev"), PathBuf::from);
+    let folder = dev.join(match token {
         Token::SoftHsm => "softhsm",
         Token::Software { .. } => "software",
     });
+    let address = env::var("DEV_ADDRESS").unwrap_or_else(|_| ADDRESS.to_owned());
     let is_new = !folder.exists();
     let plan = Plan {
         name: "alpha".to_owned(),
         folder: folder.clone(),
         token,
         registration: "token",
-        address: SocketAddr::from(ADDRESS),
+        address: address.parse().context("DEV_ADDRESS is an address and a port")?,
         ceremony: true,
         narrator: Narrator::Loud,
+        hears_the_terminal: false,
     };
     let told = plan.narrator;
     if is_new {
@@ -61,22 +73,32 @@ fn run() -> Result<()> {
         told.tell(&format!("It is in {}; `make clean` removes it.", folder.display()));
     }
     about_the_token(told, token);
-    // Ctrl-C reaches the box too, as it is in the same group of processes; we only wait for its end.
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let _entered = runtime.enter();
-    let interrupted = signal::unix::signal(signal::unix::SignalKind::interrupt())?;
     let mut enclave = Enclave::create(plan, Place::Here)?;
     let took = enclave.start()?;
     told.checked(&format!("the box answers, {} ms after it was started", took.as_millis()));
     let codes = codes(&enclave)?;
     how_to_connect(&enclave, &codes)?;
-    let status = enclave.wait()?;
-    drop(interrupted);
-    if !status.success() {
-        bail!("the box ended with {status}; its log is {}", enclave.log().display());
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    if runtime.block_on(told_to_stop(&mut enclave))? {
+        enclave.stop()?;
+        println!("\nThe box has stopped. `make run` goes on with the same data.");
+        Ok(())
+    } else {
+        bail!("the box ended by itself; its log is {}", enclave.log().display());
     }
-    println!("\nThe box has stopped. `make run` goes on with the same data.");
-    Ok(())
+}
+
+/// Waits for Ctrl-C (true), or for the end of the box (false).
+async fn told_to_stop(enclave: &mut Enclave) -> Result<bool> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => return Ok(true),
+            _ = terminate.recv() => return Ok(true),
+            () = sleep(LOOK_EVERY) => if enclave.ended()?.is_some() { return Ok(false) },
+        }
+    }
 }
 
 fn about_the_token(told: Narrator, token: Token) {
