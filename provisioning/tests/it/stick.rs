@@ -22,7 +22,7 @@ fn roster_folder(desk: &Desk) -> std::path::PathBuf {
 #[test]
 fn write_and_list() {
     let desk = with_roster();
-    desk.write("some.bundle", "opaque");
+    desk.write("some.bundle", include_bytes!("fixtures/some.bundle"));
     let said = desk.run("stick write stick --roster signed.roster --bundle some.bundle").ok();
     let mut lines = said.lines();
     let name = lines.next().unwrap().strip_prefix("signed.roster is on the stick as ").unwrap();
