@@ -149,7 +149,7 @@ fn wait_until_signed(enclave: &Enclave) -> Result<()> {
     loop {
         let metrics = enclave.client()?.request(http::Method::GET, "/metrics", None)?;
         let text = String::from_utf8_lossy(&metrics.bytes);
-        let left = text.lines().find_map(|line| line.strip_prefix("unsigned_events "));
+        let left = text.lines().find_map(|line| line.strip_prefix("sallyport_unsigned_events "));
         if left.context("no such metric")?.trim() == "0" {
             return Ok(());
         }

@@ -47,6 +47,14 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
+    /// Several runs as one.
+    pub(crate) fn sum(runs: Vec<Self>) -> Self {
+        let took = runs.iter().map(|run| run.took).sum();
+        let mut latencies: Vec<Duration> = runs.into_iter().flat_map(|run| run.latencies).collect();
+        latencies.sort_unstable();
+        Self { took, latencies }
+    }
+
     /// Answers per second.
     pub(crate) fn per_second(&self) -> f64 {
         self.latencies.len() as f64 / self.took.as_secs_f64()
