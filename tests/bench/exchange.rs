@@ -103,6 +103,8 @@ pub(crate) fn bundle(table: &mut Table, _peer: Option<SocketAddr>) -> Result<()>
         table.time(format!("import of {events} events"), trip.import, target(15_000.0));
         table.row("  peak resident memory", trip.import_mib, "MiB", Target::None);
         peaks.push(trip.export_mib.max(trip.import_mib));
+        // What is acknowledged is not sent again.
+        carry(&bravo, &alpha, &format!("acknowledgement{events}"))?;
     }
     let (few, many) = (peaks.first().context("no peak")?, peaks.last().context("no peak")?);
     let title = "peak memory with ten times the events, compared";
