@@ -83,6 +83,13 @@ pub fn admin_router(app: Arc<App>) -> Router {
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     const OPENMETRICS: HeaderValue =
         HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    // Counted now: the signer may be at work for a long time.
+    match app.run(|app| app.store.read(|read| read.unsigned_count())).await {
+        Ok(waiting) => {
+            app.metrics.unsigned_events.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        }
+        Err(error) => return error.into_response(),
+    }
     match app.metrics.encode() {
         Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
         Err(error) => ApiError::internal(error).into_response(),

@@ -50,10 +50,7 @@ pub async fn run(app: Arc<App>) {
             let now = (worker.clock)();
             own_keys::ensure(&worker.store, &*token, now)?;
             let stop = || worker.shutdown.is_requested();
-            let signed = sign_pending(&worker.store, &*token, &worker.event_mac, stop);
-            let waiting = worker.store.read(|read| read.unsigned_count())?;
-            worker.metrics.unsigned_events.set(i64::try_from(waiting).unwrap_or(i64::MAX));
-            signed
+            sign_pending(&worker.store, &*token, &worker.event_mac, stop)
         });
         let wait = match done.await {
             Ok(Ok(())) => {
