@@ -254,7 +254,8 @@ pub fn canonical_json(value: &serde_json::Value) -> Option<String> {
 
 /// Canonical JSON as text. Keys of the object are sorted already.
 pub(crate) fn canonical_string(object: &CanonicalJsonObject) -> String {
-    CanonicalJsonValue::Object(object.clone()).to_string()
+    // Maps with text keys and canonical values always have a JSON form.
+    serde_json::to_string(object).unwrap_or_default()
 }
 
 /// Parses bytes from outside into a canonical JSON object, bounded.

@@ -3,7 +3,10 @@
 //! Only rooms with members from elsewhere are signed; a room that has only local members is signed when it is first exposed.
 //! A slow token never stops local chat, and an absent one stops nothing but what leaves the box.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ring::hmac;
 use ruma::RoomId;
@@ -18,8 +21,12 @@ use sallyport_store::{SignedBatch, Store, Unsigned};
 use super::own_keys::{self, Current};
 use crate::app::App;
 
-/// Events that are signed and stored together. Small, so that a slow token's work is kept often and a stop is not delayed.
-const BATCH: usize = 16;
+/// Events that are signed and stored together at first. Small, so that a slow token's work is kept often and a stop is not delayed.
+const BATCH_MIN: usize = 8;
+/// Events that are signed and stored together at most, when the token is fast: then the disk would set the pace.
+const BATCH_MAX: usize = 512;
+/// How long a batch should take.
+const BATCH_TIME: Duration = Duration::from_millis(100);
 /// How long to wait before a token that failed is asked again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -104,8 +111,10 @@ pub fn sign_room(
     room_id: &RoomId,
     stop: &impl Fn() -> bool,
 ) -> Result<(), Error> {
+    let mut size = BATCH_MIN;
     while !stop() {
-        let Some(unsigned) = store.read(|read| read.unsigned(room_id, mac, BATCH))? else {
+        let began = Instant::now();
+        let Some(unsigned) = store.read(|read| read.unsigned(room_id, mac, size))? else {
             break;
         };
         let (batch, failed) = sign_batch(token, key, unsigned)?;
@@ -114,6 +123,9 @@ pub fn sign_room(
         }
         if let Some(error) = failed {
             return Err(Error::Token(error));
+        }
+        if began.elapsed() < BATCH_TIME {
+            size = size.saturating_mul(2).min(BATCH_MAX);
         }
     }
     Ok(())
