@@ -35,8 +35,10 @@ const GROUP_TIME: Duration = Duration::from_millis(15);
 const READERS: usize = 4;
 /// Prepared statements kept per connection.
 const STATEMENTS: usize = 256;
-/// Pages cached per connection, in KiB.
-const CACHE_KIB: i64 = 4096;
+/// Pages that the writer keeps in memory, in KiB.
+const WRITER_CACHE_KIB: i64 = 4096;
+/// Pages that each reader keeps in memory, in KiB. Few: the operating system keeps the file for all of them.
+const READER_CACHE_KIB: i64 = 1024;
 
 /// How to open a store.
 pub struct Options<'a> {
@@ -95,7 +97,7 @@ impl Store {
     /// If the file cannot be opened, was written by a newer version, or belongs to another server.
     pub fn open(options: Options<'_>) -> Result<Self> {
         let mut connection = Connection::open(options.path)?;
-        prepare_connection(&connection)?;
+        prepare_connection(&connection, WRITER_CACHE_KIB)?;
         // FULL: a commit that was answered survives a power cut.
         connection.pragma_update(None, "synchronous", "FULL")?;
         schema::migrate(&mut connection)?;
@@ -499,18 +501,18 @@ impl Readers {
 fn open_reader(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
-    prepare_connection(&connection)?;
+    prepare_connection(&connection, READER_CACHE_KIB)?;
     connection.pragma_update(None, "query_only", "ON")?;
     Ok(connection)
 }
 
-fn prepare_connection(connection: &Connection) -> Result<()> {
+fn prepare_connection(connection: &Connection, cache_kib: i64) -> Result<()> {
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     connection.busy_timeout(Duration::from_secs(5))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
-    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "cache_size", -cache_kib)?;
     Ok(())
 }
 
