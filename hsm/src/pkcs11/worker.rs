@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    mem,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -48,6 +49,8 @@ pub(super) struct Workers {
     known: Arc<Known>,
     current: Mutex<Handle>,
     stuck: AtomicUsize,
+    /// Each is disconnected when one of the threads that were left behind has ended.
+    left_behind: Mutex<Vec<Receiver<Infallible>>>,
 }
 
 /// The outside of a thread.
@@ -70,7 +73,8 @@ struct State {
 impl Workers {
     pub(super) fn start(settings: Arc<Settings>, known: Arc<Known>) -> Result<Self, Error> {
         let current = Mutex::new(Thread::spawn(&settings, &known)?);
-        Ok(Self { settings, known, current, stuck: AtomicUsize::new(0) })
+        let (stuck, left_behind) = (AtomicUsize::new(0), Mutex::default());
+        Ok(Self { settings, known, current, stuck, left_behind })
     }
 
     /// Queues an operation on the session.
@@ -147,22 +151,30 @@ impl Workers {
         if stuck < STUCK_MAX {
             *lock(&self.known.health) =
                 Health::Absent { why: Error::Timeout.to_string(), attempts: 0 };
-            *current = Thread::spawn(&self.settings, &self.known)?;
+            let next = Thread::spawn(&self.settings, &self.known)?;
+            lock(&self.left_behind).push(mem::replace(&mut *current, next).ended);
         }
         Ok(())
     }
 }
 
-/// Waits a moment for the session to be closed, so that the process does not end in the middle of it.
+/// Waits a moment for the sessions to be closed: a process that ends while a thread is inside the module runs the
+/// module's destructors under it and may crash.
 impl Drop for Workers {
     fn drop(&mut self) {
         let current = self.current.get_mut().unwrap_or_else(PoisonError::into_inner);
         // The thread ends when its queue does.
         current.queue = sync_channel(0).0;
-        match current.ended.recv_timeout(CLOSE_WITHIN) {
-            Err(RecvTimeoutError::Disconnected) => {}
-            Err(RecvTimeoutError::Timeout) => log::warn!("the token's session is still open"),
-            Ok(never) => match never {},
+        let until = Instant::now() + CLOSE_WITHIN;
+        let left_behind = self.left_behind.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for ended in left_behind.iter().chain([&current.ended]) {
+            match ended.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Err(RecvTimeoutError::Disconnected) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    log::warn!("a session of the token is still open")
+                }
+                Ok(never) => match never {},
+            }
         }
     }
 }
