@@ -28,8 +28,6 @@
 //! [`Card::renew`]. Another root needs another meeting. A renewal with another incarnation says, in the name of the root key,
 //! that the box was restored from a backup.
 
-use std::fmt;
-
 use minicbor::{Decode, Encode};
 use ruma::{OwnedServerName, RoomVersionId};
 
@@ -38,6 +36,7 @@ use crate::{
     cose::{self, KeyId, SignError},
     digest::Sha256,
     event::{KeyDocument, KeyDocumentError},
+    incarnation::Incarnation,
     limits::{
         CARD_BYTES_MAX, CARD_KEYS_MAX, CARD_NAME_BYTES_MAX, CARD_ROOM_VERSIONS_MAX,
         KEY_DOCUMENT_BYTES_MAX,
@@ -57,11 +56,6 @@ pub use keys::{CourierKey, EncryptionKey, EncryptionSuite};
 
 /// The version of cards that this program writes and reads.
 pub const VERSION: u32 = 1;
-
-/// One life of a box's database: random, renewed by every restore from a backup.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
-#[cbor(transparent)]
-pub struct Incarnation(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 16]);
 
 /// What a card says.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -404,16 +398,4 @@ fn distinct(ids: impl Iterator<Item = KeyId>) -> bool {
     ids.sort_unstable();
     ids.dedup();
     ids.len() == count
-}
-
-impl fmt::Debug for Incarnation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for Incarnation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
 }

@@ -22,6 +22,7 @@ pub mod cose;
 pub mod digest;
 pub mod e2ee;
 pub mod event;
+pub mod incarnation;
 pub mod limits;
 pub mod room;
 pub mod roster;

@@ -3,10 +3,7 @@
 use ruma::ServerName;
 use sallyport_core::{
     admin::CardRequest,
-    card::{
-        Card, CardError, CourierKey, EncryptionKey, EncryptionSuite, Incarnation, Mismatch,
-        Proposed,
-    },
+    card::{Card, CardError, CourierKey, EncryptionKey, EncryptionSuite, Mismatch, Proposed},
     event::{KeyDocument, KeyDocumentError},
     limits,
     sign::{Algorithm, KeyRole, PublicKey},
@@ -68,7 +65,7 @@ pub fn card_request(app: &App, now: Millis) -> Result<CardRequest, Error> {
         signing_keys: vec![CourierKey { public: public_key(&signing)?, not_after }],
         encryption_keys: vec![encryption_key(&app.store, not_after)?],
         server_keys: document.into_bytes(),
-        incarnation: Incarnation(incarnation.0),
+        incarnation,
         previous: previous.map(|card| Card::stored(&card)).transpose()?.map(|card| card.hash()),
     })
 }

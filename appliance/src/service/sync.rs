@@ -27,8 +27,8 @@ use ruma::{
     presence::PresenceState,
     serde::Raw,
 };
-use sallyport_core::time::Millis;
-use sallyport_store::{Error as StoreError, Incarnation, Membership, Read, Room};
+use sallyport_core::{incarnation::Incarnation, time::Millis};
+use sallyport_store::{Error as StoreError, Membership, Read, Room};
 use serde_json::value::{RawValue, to_raw_value};
 
 pub use self::devices::device_list_changes;

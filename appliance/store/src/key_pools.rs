@@ -8,12 +8,11 @@ use std::collections::BTreeMap;
 
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, ServerName, UserId, encryption::KeyUsage};
 use rusqlite::{OptionalExtension, params};
-use sallyport_core::e2ee::device_signing_key;
+use sallyport_core::{e2ee::device_signing_key, incarnation::Incarnation};
 
 use crate::{
     error::Result,
     keys::CrossSigningKey,
-    meta::Incarnation,
     one_time_keys::OneTimeKey,
     pool::{Read, Write},
     value::{device_id as parse_device_id, user_id as parse_user_id},

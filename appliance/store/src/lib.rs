@@ -57,7 +57,6 @@ pub use self::{
     keys::{CrossSigningKey, KeySignature, UserKeys},
     media::{Completed, FileHash, Media, MediaContent, Thumbnail, ThumbnailKey},
     members::Membership,
-    meta::Incarnation,
     one_time_keys::{KeyUpload, OneTimeKey, Uploaded},
     peers::{Peer, Progress, Received, SharedRoom, Told, WaitingEvent},
     pool::{Committed, Options, Read, Store, Write},

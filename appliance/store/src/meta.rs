@@ -1,18 +1,12 @@
 //! What the box is: its server name, its incarnation, the stream position and the newest time that it saw.
 
 use rusqlite::{OptionalExtension, params};
-use sallyport_core::time::Millis;
+use sallyport_core::{incarnation::Incarnation, time::Millis};
 
 use crate::{
     error::{Error, Result},
     pool::{Read, Write},
 };
-
-/// A random 128-bit value that is renewed on every restore from backup.
-///
-/// It stands in sync tokens and bundle manifests, so that nobody mistakes the numbering of a restored box for the one before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Incarnation(pub [u8; 16]);
 
 impl Read<'_> {
     /// The position of the newest committed change that `/sync` can show.

@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use rusqlite::{OptionalExtension, Row, params};
-use sallyport_core::{event::Signed, time::Millis};
+use sallyport_core::{event::Signed, incarnation::Incarnation, time::Millis};
 
 use crate::{
     error::{Error, Result},
     events::parse_pdu,
-    meta::Incarnation,
     pool::{Read, Write},
     rooms::{Room, parse_room_id},
     states::parse_event_id,

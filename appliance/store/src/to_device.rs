@@ -11,12 +11,11 @@ use ruma::{
     events::ToDeviceEventType, serde::Raw, to_device::DeviceIdOrAllDevices,
 };
 use rusqlite::params;
-use sallyport_core::time::Millis;
+use sallyport_core::{incarnation::Incarnation, time::Millis};
 use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
-    meta::Incarnation,
     pool::{Read, Write},
     value::to_sql,
 };

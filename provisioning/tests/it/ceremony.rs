@@ -4,8 +4,9 @@ use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use ed25519_dalek::{Signer as _, SigningKey};
 use sallyport_core::{
     admin::CardRequest,
-    card::{CourierKey, EncryptionKey, Incarnation},
+    card::{CourierKey, EncryptionKey},
     digest::Sha256,
+    incarnation::Incarnation,
     sign::{Algorithm, PublicKey},
     time::Millis,
 };

@@ -12,9 +12,10 @@ use minicbor::{Decode, Encode};
 use ruma::OwnedServerName;
 
 use crate::{
-    card::{Content, CourierKey, EncryptionKey, Incarnation, Policy, VERSION},
+    card::{Content, CourierKey, EncryptionKey, Policy, VERSION},
     cbor,
     digest::Sha256,
+    incarnation::Incarnation,
     limits::CARD_BYTES_MAX,
     sign::PublicKey,
     time::Millis,

@@ -20,10 +20,10 @@ use ruma::OwnedServerName;
 
 use super::{BundleId, Error, chunk, chunk::read_exact};
 use crate::{
-    card::Incarnation,
     cbor,
     cose::{self, KeyId},
     digest::Sha256,
+    incarnation::Incarnation,
     limits::{BUNDLE_HEADER_BYTES_MAX, BUNDLE_LIFETIME_MS_MAX},
     sign::{PublicKey, context},
     time::Millis,

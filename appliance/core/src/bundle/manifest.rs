@@ -10,9 +10,10 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId};
 
 use super::{Error, Header, Kind};
 use crate::{
-    card::{EncryptionKey, Incarnation},
+    card::EncryptionKey,
     cbor,
     digest::Sha256,
+    incarnation::Incarnation,
     limits::{
         BUNDLE_MANIFEST_BYTES_MAX, BUNDLE_RATIO_MAX, BUNDLE_RECORD_BYTES_MIN, BUNDLE_SECTIONS_MAX,
     },

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Header, Manifest};
-use crate::{card::Incarnation, digest::Sha256};
+use crate::{digest::Sha256, incarnation::Incarnation};
 
 /// How far the bundles of a peer were imported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

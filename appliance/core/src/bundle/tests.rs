@@ -9,8 +9,9 @@ use ruma::{RoomVersionId, device_id, event_id, mxc_uri, room_id, server_name, us
 
 use super::*;
 use crate::{
-    card::{Card, CourierKey, EncryptionKey, Incarnation, tests::card_of},
+    card::{Card, CourierKey, EncryptionKey, tests::card_of},
     digest::Sha256,
+    incarnation::Incarnation,
     sign::{Algorithm, PublicKey},
     time::Millis,
 };

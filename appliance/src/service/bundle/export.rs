@@ -14,7 +14,7 @@ use sallyport_core::{
         Ack, BundleId, BundleKind, Clock, Contents, Envelope, Header, Kind, Manifest,
         OneTimeKeyClaim, Prerequisites, Record, RoomFrontier, ToDevice, Writer,
     },
-    card::{Card, Incarnation},
+    card::Card,
     digest::Sha256,
     limits,
     sign::{KeyRole, SigningRequest},
@@ -215,7 +215,7 @@ fn manifest(
             server_keys.push(ByteVec::from(document.json().as_bytes().to_vec()));
         }
     }
-    let incarnation = Incarnation(app.store.read(|read| read.incarnation())?.0);
+    let incarnation = app.store.read(|read| read.incarnation())?;
     let not_after = Millis(now.0.saturating_add(limits::COURIER_KEY_LIFETIME_MS));
     Ok(Manifest {
         id,
@@ -242,7 +242,7 @@ fn acknowledgement(app: &App, peer: &Peer, filled: &Filled) -> Result<Option<Ack
     let Some(received) = &peer.received else { return Ok(None) };
     let to_device = app.store.read(|read| read.incoming_number(&peer.server, "to_device"))?;
     Ok(Some(Ack {
-        incarnation: Incarnation(received.incarnation.0),
+        incarnation: received.incarnation,
         seq: received.seq,
         missing: Vec::new(),
         outcomes: Vec::new(),

@@ -25,14 +25,13 @@ use sallyport_core::{
     card::Card,
     digest::Sha256,
     event::KeyDocument,
+    incarnation::Incarnation,
     limits,
     room::snapshot::Takeover,
     sign::KeyRole,
     time::Millis,
 };
-use sallyport_store::{
-    Incarnation, KeyClaim, Outcome, Peer, Progress, Received, Store, WaitingEvent, Write,
-};
+use sallyport_store::{KeyClaim, Outcome, Peer, Progress, Received, Store, WaitingEvent, Write};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, file, media, rooms, users};
@@ -104,7 +103,7 @@ fn open(path: &Path) -> Result<BufReader<File>, Error> {
 fn place(store: &Store, peer: &Peer, header: &Header) -> Result<Sequence, Error> {
     let card = Card::stored(&peer.card).map_err(peers::Error::from)?;
     let incarnation = card.content().incarnation;
-    let received = peer.received.filter(|received| received.incarnation.0 == incarnation.0);
+    let received = peer.received.filter(|received| received.incarnation == incarnation);
     let last =
         received.map(|Received { seq, manifest, .. }| Last { seq, manifest: Sha256(manifest) });
     let position = Position { incarnation, last };
@@ -201,7 +200,7 @@ impl<'a> Import<'a> {
         let progress = progress.unwrap_or_default();
         Ok(Self {
             app,
-            incarnation: Incarnation(header.incarnation.0),
+            incarnation: header.incarnation,
             seq: header.seq,
             created: header.created,
             manifest,
@@ -487,7 +486,7 @@ fn acknowledge(
     ack: &Ack,
 ) -> Result<(), sallyport_store::Error> {
     // Numbers from before a restore say nothing about what was sent since.
-    if write.incarnation()?.0 != ack.incarnation.0 {
+    if write.incarnation()? != ack.incarnation {
         return Ok(());
     }
     write.note_acknowledged(peer, ack.seq)?;

@@ -13,12 +13,13 @@ use sallyport_core::{
         CrossSigningPublicKey, SignedObject, device_signing_key, verify_device_keys,
         verify_one_time_key,
     },
+    incarnation::Incarnation,
     limits,
     time::Millis,
 };
 use sallyport_store::{
-    CrossSigningKey, Incarnation, KeySignature, OneTimeKey as StoredKey, Peer, PoolKey, Read,
-    RemoteKeys, Replaced, Write,
+    CrossSigningKey, KeySignature, OneTimeKey as StoredKey, Peer, PoolKey, Read, RemoteKeys,
+    Replaced, Write,
 };
 use serde_json::value::RawValue;
 

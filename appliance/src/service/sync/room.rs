@@ -23,10 +23,11 @@ use ruma::{
     serde::Raw,
 };
 use sallyport_core::{
+    incarnation::Incarnation,
     limits::{FILTERED_EVENTS_MAX, RECEIPTS_MAX},
     room::StateId,
 };
-use sallyport_store::{Direction, Error, Incarnation, Membership, Read, Room, StoredEvent};
+use sallyport_store::{Direction, Error, Membership, Read, Room, StoredEvent};
 use serde_json::json;
 
 use super::{

@@ -6,7 +6,7 @@
 
 use std::{fmt, str::FromStr};
 
-use sallyport_store::Incarnation;
+use sallyport_core::incarnation::Incarnation;
 
 /// A point of the stream: what is up to `position` is before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use ruma::{OwnedDeviceId, device_id, room_id, server_name, to_device::DeviceIdOrAllDevices};
-use sallyport_core::time::Millis;
+use sallyport_core::{incarnation::Incarnation, time::Millis};
 use sallyport_store::{
-    BackupChange, BackupKey, BackupState, Error, Incarnation, NewSession, NewTokens, Store,
-    ToDeviceSend,
+    BackupChange, BackupKey, BackupState, Error, NewSession, NewTokens, Store, ToDeviceSend,
 };
 use serde_json::json;
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use ruma::{DeviceId, OwnedUserId, device_id, encryption::KeyUsage, server_name, user_id};
-use sallyport_core::limits::ONE_TIME_KEYS_LOCAL;
+use sallyport_core::{incarnation::Incarnation, limits::ONE_TIME_KEYS_LOCAL};
 use sallyport_store::{
-    CrossSigningKey, Error, Incarnation, KeyClaim, KeySignature, KeyUpload, OneTimeKey, PoolKey,
-    RemoteKeys, Replaced, Store, Uploaded,
+    CrossSigningKey, Error, KeyClaim, KeySignature, KeyUpload, OneTimeKey, PoolKey, RemoteKeys,
+    Replaced, Store, Uploaded,
 };
 
 use crate::{account, open};
