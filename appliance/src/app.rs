@@ -33,7 +33,7 @@ use crate::{
         sessions::SessionCache, sync::unread::Counts, typing::Typing,
     },
     shutdown::Shutdown,
-    telemetry::metrics::Metrics,
+    telemetry::{metrics::Metrics, token::Measured},
 };
 
 /// The parts of a running box.
@@ -169,13 +169,14 @@ impl App {
         });
         let policy = Policy { server_name: config.server_name.clone() };
         let token = config.token.as_ref().map(|token| {
-            sallyport_hsm::open(token, config.allow_software_keys, policy).map_err(Error::Token)
+            let token = sallyport_hsm::open(token, config.allow_software_keys, policy)?;
+            Ok(Arc::new(Measured::new(token, Arc::clone(&metrics))) as Arc<dyn Token>)
         });
         let media = data_dir.join("media");
         let files =
             Files::open(media.clone()).map_err(|source| Error::DataDir { path: media, source })?;
         Ok(Arc::new(Self {
-            token: token.transpose()?,
+            token: token.transpose().map_err(Error::Token)?,
             sessions,
             attempts: Attempts::default(),
             interactive: Interactive::default(),

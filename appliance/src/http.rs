@@ -87,6 +87,8 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
     match app.run(|app| app.store.read(|read| read.unsigned_count())).await {
         Ok(waiting) => {
             app.metrics.unsigned_events.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+            let waiters = app.notify.waiters();
+            app.metrics.sync_waiters.set(i64::try_from(waiters).unwrap_or(i64::MAX));
         }
         Err(error) => return error.into_response(),
     }

@@ -76,6 +76,11 @@ impl Notify {
         ring(self.lock().rooms.get(room_id));
     }
 
+    /// How many wait for news.
+    pub fn waiters(&self) -> usize {
+        self.lock().users.values().map(BTreeMap::len).sum()
+    }
+
     /// The newest position that was announced.
     pub fn position(&self) -> i64 {
         self.position.load(Ordering::Acquire)
@@ -155,6 +160,7 @@ mod tests {
         let (alice, bob) = (owned_user_id!("@alice:alpha.test"), owned_user_id!("@bob:alpha.test"));
         let of_alice = notify.watch(&alice, BTreeSet::from([red.clone()]));
         let of_bob = notify.watch(&bob, BTreeSet::from([blue.clone()]));
+        assert_eq!(notify.waiters(), 2);
 
         notify.publish(&committed(std::slice::from_ref(&red), &[]));
         assert!(has_news(&of_alice));
@@ -171,6 +177,7 @@ mod tests {
 
         drop(of_alice);
         drop(of_bob);
+        assert_eq!(notify.waiters(), 0);
         let interests = notify.lock();
         assert!(interests.rooms.is_empty() && interests.users.is_empty());
     }

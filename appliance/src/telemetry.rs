@@ -2,6 +2,7 @@
 
 pub mod log;
 pub mod metrics;
+pub mod token;
 
 use std::error::Error;
 

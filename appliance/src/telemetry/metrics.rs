@@ -26,12 +26,10 @@ pub struct Metrics {
     resident_memory: Gauge,
     write_group_size: Histogram,
     write_group_seconds: Histogram,
-    /// Events accepted into rooms.
-    pub events: Counter,
+    events: Counter,
     /// Own events that wait for their signature.
     pub unsigned_events: Gauge,
-    /// Duration of one operation of the token, in seconds.
-    pub token_seconds: Histogram,
+    token_seconds: Histogram,
     /// Clients that wait in `/sync`.
     pub sync_waiters: Gauge,
     /// Open connections.
@@ -107,6 +105,14 @@ impl Metrics {
         self.write_group_size.observe(committed.commands as f64);
         self.write_group_seconds.observe(committed.duration.as_secs_f64());
         self.events.inc_by(committed.events);
+    }
+
+    /// Records operations of the token that took this long together, as if each had taken as long as the others.
+    pub fn token(&self, operations: usize, elapsed: Duration) {
+        let each = elapsed.as_secs_f64() / operations as f64;
+        for _ in 0..operations {
+            self.token_seconds.observe(each);
+        }
     }
 
     /// The text format of Prometheus (OpenMetrics).
