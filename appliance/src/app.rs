@@ -7,7 +7,7 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use ring::hmac;
@@ -64,6 +64,8 @@ pub struct App {
     pub notify: Arc<Notify>,
     /// Key of the HMAC chain over local events.
     pub event_mac: hmac::Key,
+    /// Whose turn it is to sign events: an export and the signer behind the conversation share the work.
+    pub signing: Mutex<()>,
     /// Who is typing.
     pub typing: Typing,
     /// Unread counts, as far as they have been counted.
@@ -189,6 +191,7 @@ impl App {
             password_checks: Arc::new(Semaphore::new(config.limits.login_workers)),
             notify,
             event_mac,
+            signing: Mutex::default(),
             thumbnails: Arc::new(Semaphore::new(THUMBNAILS_AT_ONCE)),
             typing: Typing::starting_at(clock()),
             unread: Counts::default(),

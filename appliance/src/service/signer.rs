@@ -4,7 +4,7 @@
 //! A slow token never stops local chat, and an absent one stops nothing but what leaves the box.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -57,7 +57,7 @@ pub async fn run(app: Arc<App>) {
             let now = (worker.clock)();
             own_keys::ensure(&worker.store, &*token, now)?;
             let stop = || worker.shutdown.is_requested();
-            sign_pending(&worker.store, &*token, &worker.event_mac, stop)
+            sign_pending(&worker.store, &*token, &worker.event_mac, &worker.signing, stop)
         });
         let wait = match done.await {
             Ok(Ok(())) => {
@@ -84,35 +84,38 @@ pub async fn run(app: Arc<App>) {
 
 /// Signs the local events that wait, room by room, until none is left or `stop` says so.
 ///
+/// `turn` is held for each batch, not in between: who signs at the same time goes on where the other one is, no event is signed twice, and
+/// nobody waits for longer than a batch takes. What is in it protects nothing, so a panic there does no harm.
+///
 /// # Errors
 /// At the first failure; what was signed before is kept.
 pub fn sign_pending(
     store: &Store,
     token: &dyn Token,
     mac: &hmac::Key,
+    turn: &Mutex<()>,
     stop: impl Fn() -> bool,
 ) -> Result<(), Error> {
     let key = own_keys::required(store, KeyRole::Event)?;
     for room_id in store.read(|read| read.rooms_to_sign())? {
-        sign_room(store, token, &key, mac, &room_id, &stop)?;
+        sign_room(store, token, &key, mac, turn, &room_id, &stop)?;
     }
     Ok(())
 }
 
 /// Signs the local events of one room that wait, the oldest first.
-///
-/// # Errors
-/// At the first failure; what was signed before is kept.
-pub fn sign_room(
+fn sign_room(
     store: &Store,
     token: &dyn Token,
     key: &Current,
     mac: &hmac::Key,
+    turn: &Mutex<()>,
     room_id: &RoomId,
     stop: &impl Fn() -> bool,
 ) -> Result<(), Error> {
     let mut size = BATCH_MIN;
     while !stop() {
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let began = Instant::now();
         let Some(unsigned) = store.read(|read| read.unsigned(room_id, mac, size))? else {
             break;

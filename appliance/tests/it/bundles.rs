@@ -17,7 +17,7 @@ use sallyport::{
     service::{
         bundle::{self, export::export, import::import},
         order::Order,
-        own_keys, peers,
+        own_keys, peers, signer,
     },
     shutdown,
 };
@@ -271,6 +271,39 @@ fn what_is_wrong_with_a_bundle_is_said_and_changes_nothing() {
     assert_eq!(bravo.membership(&room_id, BOB), Some(MembershipState::Invite));
     let late = import(&bravo.app, &good, NOW.plus(Duration::from_secs(100 * 24 * 3600)));
     assert!(matches!(late, Err(bundle::Error::Refused(_))));
+}
+
+#[test]
+fn two_who_sign_at_the_same_time_share_the_work() {
+    let (alpha, bravo) = (enclave("alpha.test"), enclave("bravo.test"));
+    alpha.pair(&bravo);
+    let room_id = alpha.found();
+    alpha.send(&room_id, member(ALICE, BOB, "invite"));
+    for n in 0..100 {
+        alpha.send(&room_id, message(ALICE, &n.to_string()));
+    }
+    let app = &alpha.app;
+    let unsigned = || app.store.read(|read| read.unsigned_count()).unwrap();
+    let operations = || {
+        let text = app.metrics.encode().unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("sallyport_token_operation_seconds_count "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    let (waiting, before) = (unsigned(), operations());
+    assert!(waiting > 100);
+    let token = app.token.as_deref().unwrap();
+    let sign = || {
+        signer::sign_pending(&app.store, token, &app.event_mac, &app.signing, || false).unwrap();
+        // Whoever is ready first knows that everything is signed: an export goes on from here.
+        assert_eq!(unsigned(), 0);
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(sign);
+        sign();
+    });
+    assert_eq!(operations() - before, waiting);
 }
 
 #[test]

@@ -64,7 +64,8 @@ pub fn export(app: &App, to: &ServerName, now: Millis) -> Result<Exported, Error
         return Err(Error::NoOwnCard);
     }
     let token = app.token.as_deref().ok_or(peers::Error::NoToken)?;
-    signer::sign_pending(&app.store, token, &app.event_mac, || app.shutdown.is_requested())?;
+    let stop = || app.shutdown.is_requested();
+    signer::sign_pending(&app.store, token, &app.event_mac, &app.signing, stop)?;
 
     let folder = app.config.data_dir.join("bundles");
     fs::DirBuilder::new()
