@@ -17,7 +17,7 @@ pub const DEPTH_MAX: u64 = 9_007_199_254_740_991;
 /// Events that a walk over an auth chain may visit.
 pub const AUTH_CHAIN_MAX: usize = 200_000;
 /// Events from elsewhere that are judged and stored together: about 10 ms of the writer's time.
-pub const RECEIVE_SLICE_EVENTS: usize = 128;
+pub const RECEIVE_SLICE_EVENTS: usize = 256;
 /// How often missing events are fetched for one slice before it waits.
 pub const FETCH_ROUNDS_MAX: usize = 8;
 /// How often a decision is made again because the room moved meanwhile.

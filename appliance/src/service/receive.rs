@@ -2,10 +2,11 @@
 //!
 //! `core` judges; this loop fetches what is missing and asks again. The two ways in differ only in their [`Fetcher`].
 //! Events are taken in slices: signatures are checked on all cores, the slice is judged on a read snapshot, and the writer
-//! stores it in one command. If the room moved meanwhile, the slice is judged again. Every step can be repeated: an event that is
-//! here already is passed over, so an import that was interrupted simply starts again.
+//! stores it in one command; meanwhile the next slice's signatures are checked. If the room moved meanwhile, the slice is judged
+//! again. Every step can be repeated: an event that is here already is passed over, so an import that was interrupted simply
+//! starts again.
 
-use std::{collections::VecDeque, num::NonZero, thread};
+use std::{collections::VecDeque, num::NonZero, panic, sync::mpsc::sync_channel, thread};
 
 use ruma::{OwnedEventId, OwnedServerName, RoomId, room_version_rules::RoomVersionRules};
 use sallyport_core::{
@@ -100,7 +101,7 @@ pub enum Error {
 pub fn receive(
     store: &Store,
     room_id: &RoomId,
-    pdus: impl IntoIterator<Item = Vec<u8>>,
+    pdus: Vec<Vec<u8>>,
     keys: &(impl KeySource + Sync),
     fetcher: &mut dyn Fetcher,
     now: Millis,
@@ -109,27 +110,47 @@ pub fn receive(
     let rules = room
         .and_then(|room| room::rules(&room.version))
         .ok_or_else(|| Error::UnknownRoom(room_id.to_owned()))?;
-    let mut reception =
-        Reception { store, room_id, rules, keys, fetcher, now, report: Report::default() };
-    let mut pdus = pdus.into_iter();
-    loop {
-        let slice: Vec<_> = pdus.by_ref().take(limits::RECEIVE_SLICE_EVENTS).collect();
-        if slice.is_empty() {
-            return Ok(reception.report);
-        }
-        reception.take(slice, limits::FETCH_ROUNDS_MAX)?;
-    }
+    let verifier = Verifier { rules: &rules, keys };
+    let report = Report::default();
+    let mut reception = Reception { store, room_id, verifier, fetcher, now, report };
+    thread::scope(|scope| {
+        // One slice ahead: while one is judged and stored, the signatures of the next are checked.
+        let (verified, slices) = sync_channel(1);
+        scope.spawn(move || {
+            for slice in pdus.chunks(limits::RECEIVE_SLICE_EVENTS) {
+                // Nobody takes the rest if an earlier slice failed.
+                if verified.send(verifier.verify(slice)).is_err() {
+                    return;
+                }
+            }
+        });
+        slices.into_iter().try_for_each(|slice| reception.take(slice, limits::FETCH_ROUNDS_MAX))
+    })?;
+    Ok(reception.report)
 }
 
 struct Reception<'a, K> {
     store: &'a Store,
     room_id: &'a RoomId,
-    rules: RoomVersionRules,
-    keys: &'a K,
+    verifier: Verifier<'a, K>,
     fetcher: &'a mut dyn Fetcher,
     now: Millis,
     report: Report,
 }
+
+/// What signatures are checked with.
+struct Verifier<'a, K> {
+    rules: &'a RoomVersionRules,
+    keys: &'a K,
+}
+
+impl<K> Clone for Verifier<'_, K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K> Copy for Verifier<'_, K> {}
 
 /// An event whose signatures are good, with the bytes that it came in.
 #[derive(Clone)]
@@ -155,10 +176,47 @@ enum Note {
     Waiting(Waiting),
 }
 
+impl<K: KeySource + Sync> Verifier<'_, K> {
+    /// Checks signatures and hashes, on all cores.
+    fn verify(self, slice: &[Vec<u8>]) -> Vec<Result<Arrival, Note>> {
+        let workers = thread::available_parallelism().map_or(1, NonZero::get);
+        let chunk = slice.len().div_ceil(workers).max(1);
+        thread::scope(|scope| {
+            let handles: Vec<_> = slice
+                .chunks(chunk)
+                .map(|chunk| {
+                    scope.spawn(move || {
+                        chunk.iter().map(|json| self.verify_one(json)).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            handles
+                .into_iter()
+                .flat_map(|handle| handle.join().unwrap_or_else(|why| panic::resume_unwind(why)))
+                .collect()
+        })
+    }
+
+    fn verify_one(self, json: &[u8]) -> Result<Arrival, Note> {
+        let incoming =
+            room::parse(json, self.rules).map_err(|error| Note::Dropped(error.to_string()))?;
+        match incoming.verify(self.keys, self.rules) {
+            Ok(checked) => Ok(Arrival { json: json.to_vec(), checked }),
+            Err(verdict) => Err(unverified(*verdict, json)),
+        }
+    }
+}
+
 impl<K: KeySource + Sync> Reception<'_, K> {
     /// Takes one slice in. What it misses is fetched, and both are taken in again, as often as `rounds` says.
-    fn take(&mut self, slice: Vec<Vec<u8>>, rounds: usize) -> Result<(), Error> {
-        let arrivals = self.verify(slice);
+    fn take(&mut self, slice: Vec<Result<Arrival, Note>>, rounds: usize) -> Result<(), Error> {
+        let mut arrivals = Vec::with_capacity(slice.len());
+        for verified in slice {
+            match verified {
+                Ok(arrival) => arrivals.push(arrival),
+                Err(note) => self.note(note),
+            }
+        }
         let notes = self.store_slice(&arrivals)?;
         let mut missing = Vec::new();
         let mut retry = VecDeque::new();
@@ -181,33 +239,7 @@ impl<K: KeySource + Sync> Reception<'_, K> {
         for json in fetched.into_iter().rev() {
             retry.push_front(json);
         }
-        self.take(retry.into(), rounds)
-    }
-
-    /// Checks signatures and hashes, on all cores.
-    fn verify(&mut self, slice: Vec<Vec<u8>>) -> Vec<Arrival> {
-        let workers = thread::available_parallelism().map_or(1, NonZero::get);
-        let chunk = slice.len().div_ceil(workers).max(1);
-        let (rules, keys) = (&self.rules, self.keys);
-        let results: Vec<_> = thread::scope(|scope| {
-            let handles: Vec<_> = slice
-                .chunks(chunk)
-                .map(|chunk| {
-                    scope.spawn(move || {
-                        chunk.iter().map(|json| verify_one(json, rules, keys)).collect::<Vec<_>>()
-                    })
-                })
-                .collect();
-            handles.into_iter().flat_map(|handle| handle.join().unwrap_or_default()).collect()
-        });
-        let mut arrivals = Vec::with_capacity(results.len());
-        for result in results {
-            match result {
-                Ok(arrival) => arrivals.push(arrival),
-                Err(note) => self.note(note),
-            }
-        }
-        arrivals
+        self.take(self.verifier.verify(retry.make_contiguous()), rounds)
     }
 
     /// Judges a slice on a snapshot and stores it; again if the room moved meanwhile.
@@ -255,18 +287,6 @@ impl<K: KeySource + Sync> Reception<'_, K> {
             Note::Dropped(reason) => self.report.dropped.push(reason),
             Note::Waiting(waiting) => self.report.waiting.push(waiting),
         }
-    }
-}
-
-fn verify_one(
-    json: &[u8],
-    rules: &RoomVersionRules,
-    keys: &impl KeySource,
-) -> Result<Arrival, Note> {
-    let incoming = room::parse(json, rules).map_err(|error| Note::Dropped(error.to_string()))?;
-    match incoming.verify(keys, rules) {
-        Ok(checked) => Ok(Arrival { json: json.to_vec(), checked }),
-        Err(verdict) => Err(unverified(*verdict, json)),
     }
 }
 

@@ -277,12 +277,15 @@ impl<V: RoomView> Judgement<'_, V> {
             .map(|known| (known.pdu.event_id().to_owned(), known.judged()))
             .collect();
         let mut state: BTreeMap<StateKey, Judged> = BTreeMap::new();
+        let current = CurrentStateEvents::new(self.view, self.head.state);
         if self.rules.authorization.room_create_event_id_as_room_id
-            && let Some(create) = CurrentStateEvents::new(self.view, self.head.state)
-                .fetch(&StateEventType::RoomCreate, "")
+            && let Some(create) = current.fetch(&StateEventType::RoomCreate, "")
         {
             events.insert(create.pdu.event_id().to_owned(), create.clone());
             state.insert((StateEventType::RoomCreate, String::new()), create);
+        }
+        if let Some(error) = current.failed() {
+            return Err(error);
         }
         for known in &self.auth {
             if let Some(key) = state_key(&known.pdu) {

@@ -23,6 +23,8 @@ pub struct Overlay<'v, V: RoomView> {
     head: Option<Head>,
     events: BTreeMap<OwnedEventId, Known>,
     states: Vec<Pending>,
+    /// What the snapshot answered: the events of a slice ask for the same few entries.
+    entries: RefCell<BTreeMap<(StateId, StateKey), Option<OwnedEventId>>>,
     maps: RefCell<BTreeMap<StateId, Arc<StateMap>>>,
     redactions: BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
 }
@@ -44,6 +46,7 @@ impl<'v, V: RoomView> Overlay<'v, V> {
             head: base.head()?,
             events: BTreeMap::new(),
             states: Vec::new(),
+            entries: RefCell::default(),
             maps: RefCell::default(),
             redactions: BTreeMap::new(),
         })
@@ -150,7 +153,13 @@ impl<V: RoomView> RoomView for Overlay<'_, V> {
             }
             state = pending.parent;
         }
-        self.base.state_entry(state, kind, state_key)
+        let asked = (state, key);
+        if let Some(entry) = self.entries.borrow().get(&asked) {
+            return Ok(entry.clone());
+        }
+        let entry = self.base.state_entry(state, kind, state_key)?;
+        self.entries.borrow_mut().insert(asked, entry.clone());
+        Ok(entry)
     }
 
     fn state_map(&self, state: StateId) -> Result<Arc<StateMap>, V::Error> {
