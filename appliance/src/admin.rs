@@ -26,7 +26,7 @@ use crate::app::App;
 pub fn router() -> Router<Arc<App>> {
     Router::new()
         .route(path::STATUS, get(status::status))
-        .route(path::TOKEN, get(status::token))
+        .route(path::TOKEN, get(status::token_state))
         .route(path::TOKEN_UNLOCK, post(status::unlock))
         .route(path::CLOCK_ACCEPT, post(status::accept_clock))
         .route(path::ROSTER, post(rosters::import))

@@ -26,4 +26,5 @@ pub mod roster;
 pub mod sessions;
 pub mod signer;
 pub mod sync;
+pub mod token;
 pub mod typing;

@@ -44,6 +44,17 @@ pub struct Entry {
     pub details: BTreeMap<String, String>,
 }
 
+impl Entry {
+    /// Bytes of its texts, which are at most [`AUDIT_ROW_BYTES_MAX`](crate::limits::AUDIT_ROW_BYTES_MAX).
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let Self { at: _, actor, evidence, approvals, action, subject, details } = self;
+        let texts = [actor, evidence, action, subject].into_iter().chain(approvals);
+        let texts = texts.chain(details.iter().flat_map(|(key, value)| [key, value]));
+        texts.fold(0, |sum, text| sum.saturating_add(text.len()))
+    }
+}
+
 /// The end of a log, or of the part that was verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tip {

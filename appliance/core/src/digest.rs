@@ -19,19 +19,39 @@ impl Sha256 {
     /// The hash of several byte strings, one after the other.
     #[must_use]
     pub fn of_parts(parts: &[&[u8]]) -> Self {
-        let mut context = digest::Context::new(&digest::SHA256);
-        for part in parts {
-            context.update(part);
-        }
-        let mut value = Self::default();
-        value.0.copy_from_slice(context.finish().as_ref());
-        value
+        let mut hasher = Hasher::default();
+        parts.iter().for_each(|part| hasher.update(part));
+        hasher.finish()
     }
 
     /// The value itself.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+}
+
+/// A hash in the making, for what is too large to be in memory at once.
+pub struct Hasher(digest::Context);
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self(digest::Context::new(&digest::SHA256))
+    }
+}
+
+impl Hasher {
+    /// Takes the next bytes in.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The hash of all bytes that were taken in.
+    #[must_use]
+    pub fn finish(self) -> Sha256 {
+        let mut value = Sha256::default();
+        value.0.copy_from_slice(self.0.finish().as_ref());
+        value
     }
 }
 

@@ -89,6 +89,10 @@ pub const ROSTER_REPORT_NAMES_MAX: usize = 50;
 pub const ACTIVATION_CODES_MAX: usize = 250_000;
 /// Bytes of the form on the activation page.
 pub const ACTIVATION_FORM_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of the texts in a row of the audit log. What a command is given is bounded far below.
+pub const AUDIT_ROW_BYTES_MAX: usize = 64 * 1024;
+/// Characters of an error in the audit log.
+pub const AUDIT_ERROR_CHARS_MAX: usize = 2000;
 /// Rows of the audit log in one answer.
 pub const AUDIT_PAGE_ROWS_MAX: u32 = 1000;
 

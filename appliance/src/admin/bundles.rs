@@ -13,7 +13,7 @@ use http_body_util::BodyExt as _;
 use ruma::OwnedServerName;
 use sallyport_core::{
     admin::{BundleImported, ErrorCode, PeerBundles},
-    audit::Entry,
+    digest::{Hasher, Sha256},
     limits::{BUNDLE_BYTES_MAX, MEDIA_PIECE_MS_MAX},
 };
 use serde::Deserialize;
@@ -61,12 +61,8 @@ pub(super) async fn export(
     let (head, _) = request.into_parts();
     let order = command::order(&app, &head)?;
     let to = peer.clone();
-    let exported = command::run(&app, move |app| {
-        append(app, order.entry("bundle.export", &to, []))?;
-        let exported = bundle::export::export(app, &to, order.now)?;
-        let sequence = [("sequence", exported.header.seq.to_string())];
-        append(app, order.entry("bundle.exported", &to, sequence))?;
-        Ok::<_, AdminError>(exported)
+    let exported = command::carry_out(&app, order, "bundle.export", peer, move |app, order| {
+        bundle::export::export(app, &to, order)
     });
     let path = exported.await?.path;
     let opened = File::open(&path).await;
@@ -95,18 +91,12 @@ pub(super) async fn import(
     let path = folder.join(format!("{name:016x}"));
     let received = receive(body, &path).await;
     let imported = match received {
-        Ok(()) => {
+        Ok(sha256) => {
             let from = path.clone();
-            let import = command::run(&app, move |app| {
-                append(app, order.entry("bundle.import", "", []))?;
-                let imported = bundle::import::import(app, &from, order.now)?;
-                let details = [
-                    ("sequence", imported.sequence.to_string()),
-                    ("known", imported.known.to_string()),
-                ];
-                append(app, order.entry("bundle.imported", &imported.peer, details))?;
-                Ok::<_, AdminError>(imported)
-            });
+            let import =
+                command::carry_out(&app, order, "bundle.import", sha256, move |app, order| {
+                    bundle::import::import(app, &from, sha256, order)
+                });
             import.await
         }
         Err(error) => Err(error),
@@ -115,14 +105,9 @@ pub(super) async fn import(
     imported.map(Json)
 }
 
-fn append(app: &App, entry: Entry) -> Result<(), AdminError> {
-    app.store.write::<_, sallyport_store::Error>(move |write| write.append_audit(entry))?;
-    Ok(())
-}
-
-/// Writes a body to a new file, at most as much as a bundle may have.
-async fn receive(mut body: Body, path: &Path) -> Result<(), AdminError> {
-    let refused = |text: String| AdminError::text(ErrorCode::BadRequest, text);
+/// Writes a body to a new file, at most as much as a bundle may have; answers its hash.
+async fn receive(mut body: Body, path: &Path) -> Result<Sha256, AdminError> {
+    let refused = |text: String| AdminError::of_text(ErrorCode::BadRequest, text);
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -131,6 +116,7 @@ async fn receive(mut body: Body, path: &Path) -> Result<(), AdminError> {
         .await
         .map_err(disk)?;
     let mut size: u64 = 0;
+    let mut hasher = Hasher::default();
     loop {
         let piece = timeout(Duration::from_millis(MEDIA_PIECE_MS_MAX), body.frame()).await;
         let Some(frame) = piece.map_err(|_| refused("the bundle came too slowly".to_owned()))?
@@ -144,12 +130,14 @@ async fn receive(mut body: Body, path: &Path) -> Result<(), AdminError> {
         if size > BUNDLE_BYTES_MAX {
             return Err(refused(format!("a bundle has at most {BUNDLE_BYTES_MAX} bytes")));
         }
+        hasher.update(bytes);
         file.write_all(bytes).await.map_err(disk)?;
     }
-    file.flush().await.map_err(disk)
+    file.flush().await.map_err(disk)?;
+    Ok(hasher.finish())
 }
 
 fn disk(error: std::io::Error) -> AdminError {
     let text = format!("the box's disk does not do it ({error}): is it full?");
-    AdminError::text(ErrorCode::Internal, text)
+    AdminError::of_text(ErrorCode::Internal, text)
 }

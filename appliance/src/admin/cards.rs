@@ -9,6 +9,7 @@ use axum::{
 use sallyport_core::{
     admin::{ErrorCode, FINGERPRINT, Peer},
     card::Card,
+    digest::Sha256,
     limits::CARD_BYTES_MAX,
 };
 
@@ -29,7 +30,7 @@ pub(super) async fn request(State(app): State<Arc<App>>) -> Result<Vec<u8>, Admi
 pub(super) async fn own(State(app): State<Arc<App>>) -> Result<Vec<u8>, AdminError> {
     let card = command::run(&app, |app| app.store.read(|read| read.own_card())).await?;
     let missing = "the box has no card yet: fetch a request, have the enclave root sign it, and install the card";
-    card.ok_or_else(|| AdminError::text(ErrorCode::NotFound, missing))
+    card.ok_or_else(|| AdminError::of_text(ErrorCode::NotFound, missing))
 }
 
 /// Installs the box's own card.
@@ -37,8 +38,11 @@ pub(super) async fn install(State(app): State<Arc<App>>, request: Request) -> An
     let (head, body) = request.into_parts();
     let order = command::order(&app, &head)?;
     let card = command::body(body, CARD_BYTES_MAX).await?.to_vec();
-    let card = command::run(&app, move |app| peers::install_own_card(app, card, &order)).await?;
-    Ok(Json(shown(&card)))
+    let hash = Sha256::of(&card);
+    let card = command::carry_out(&app, order, "card.install", hash, move |app, order| {
+        peers::install_own_card(app, card, order)
+    });
+    Ok(Json(shown(&card.await?)))
 }
 
 /// Pairs with the enclave of a card.
@@ -47,8 +51,11 @@ pub(super) async fn pair(State(app): State<Arc<App>>, request: Request) -> Answe
     let order = command::order(&app, &head)?;
     let fingerprint = command::header(&head.headers, FINGERPRINT).to_owned();
     let card = command::body(body, CARD_BYTES_MAX).await?.to_vec();
-    let card = command::run(&app, move |app| peers::pair(app, card, &fingerprint, &order)).await?;
-    Ok(Json(shown(&card)))
+    let hash = Sha256::of(&card);
+    let card = command::carry_out(&app, order, "peer.add", hash, move |app, order| {
+        peers::pair(app, card, &fingerprint, order)
+    });
+    Ok(Json(shown(&card.await?)))
 }
 
 /// All peers.

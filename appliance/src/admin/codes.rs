@@ -22,8 +22,8 @@ pub(super) async fn renew(
     let (head, body) = request.into_parts();
     let order = command::order(&app, &head)?;
     let wish: CodesRequest = command::json(body, ADMIN_BODY_BYTES_MAX).await?;
-    let codes = command::run(&app, move |app| {
-        activation::renew(&app.store, &app.config.server_name, &wish, &order, &random)
+    let codes = command::carry_out(&app, order, "activation.renew", "", move |app, order| {
+        activation::renew(&app.store, &app.config.server_name, &wish, order, &random)
     });
     codes.await.map(Json)
 }

@@ -11,13 +11,14 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use nix::unistd::{Uid, User};
 use sallyport_core::{
     admin::{AUTHORITY, Authority, ErrorCode, NoAuthority},
+    audit::Entry,
     limits::ADMIN_UPLOAD_MS_MAX,
 };
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::error::AdminError;
-use crate::{app::App, http::error::ApiError, listen::PeerUser, service::order::Order};
+use crate::{app::App, http::error::ApiError, listen::PeerUser, service::order::Order, telemetry};
 
 /// The answer of a handler.
 pub(super) type Answer<T> = Result<Json<T>, AdminError>;
@@ -43,12 +44,12 @@ pub(super) async fn body(body: Body, bytes_max: usize) -> Result<Bytes, AdminErr
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             let text = format!("the body may have at most {bytes_max} bytes");
-            Err(AdminError::text(ErrorCode::BadRequest, text))
+            Err(AdminError::of_text(ErrorCode::BadRequest, text))
         }
         Ok(Err(_)) => {
-            Err(AdminError::text(ErrorCode::BadRequest, "the body ended early: send it again"))
+            Err(AdminError::of_text(ErrorCode::BadRequest, "the body ended early: send it again"))
         }
-        Err(_) => Err(AdminError::text(ErrorCode::BadRequest, "the body came too slowly")),
+        Err(_) => Err(AdminError::of_text(ErrorCode::BadRequest, "the body came too slowly")),
     }
 }
 
@@ -59,7 +60,7 @@ pub(super) async fn json<T: DeserializeOwned>(
 ) -> Result<T, AdminError> {
     let bytes = body(from, bytes_max).await?;
     serde_json::from_slice(&bytes).map_err(|error| {
-        AdminError::text(ErrorCode::BadRequest, format!("the body is not understood: {error}"))
+        AdminError::of_text(ErrorCode::BadRequest, format!("the body is not understood: {error}"))
     })
 }
 
@@ -71,6 +72,40 @@ where
     F: FnOnce(&App) -> Result<T, E> + Send + 'static,
 {
     app.run(move |app| Ok::<_, ApiError>(call(app))).await?.map_err(Into::into)
+}
+
+/// Runs a use case that changes something, on a thread that may block. It appends its own row to the audit log; if it fails, a row
+/// is appended that says so. `subject` names what it was tried on.
+pub(super) async fn carry_out<T, E, F>(
+    app: &Arc<App>,
+    order: Order,
+    action: &'static str,
+    subject: impl ToString,
+    call: F,
+) -> Result<T, AdminError>
+where
+    T: Send + 'static,
+    E: Into<AdminError> + Send + 'static,
+    F: FnOnce(&App, &Order) -> Result<T, E> + Send + 'static,
+{
+    let subject = subject.to_string();
+    let carried_out = run(app, move |app| {
+        call(app, &order).map_err(|error| {
+            let error: AdminError = error.into();
+            note_failure(app, order.failure(action, &subject, error.text()));
+            error
+        })
+    });
+    carried_out.await
+}
+
+fn note_failure(app: &App, entry: Entry) {
+    let written: Result<_, sallyport_store::Error> =
+        app.store.write(move |write| write.append_audit(entry));
+    if let Err(error) = written {
+        let error = telemetry::chain(&error);
+        log::error!(target: "admin", error; "the audit log does not tell of a command that failed");
+    }
 }
 
 /// What the kernel says of the caller.

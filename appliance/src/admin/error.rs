@@ -9,7 +9,7 @@ use sallyport_core::admin::{ErrorBody, ErrorCode};
 
 use crate::{
     http::error::ApiError,
-    service::{activation, bundle, clock, peers, roster},
+    service::{activation, bundle, clock, peers, roster, token},
     telemetry,
 };
 
@@ -20,11 +20,16 @@ pub(super) struct AdminError(ErrorBody);
 impl AdminError {
     /// An error with all its sources: administrators may know them.
     pub(super) fn new(code: ErrorCode, error: impl std::error::Error + 'static) -> Self {
-        Self::text(code, telemetry::chain(&error))
+        Self::of_text(code, telemetry::chain(&error))
     }
 
-    pub(super) fn text(code: ErrorCode, error: impl Into<String>) -> Self {
+    pub(super) fn of_text(code: ErrorCode, error: impl Into<String>) -> Self {
         Self(ErrorBody { code, error: error.into() })
+    }
+
+    /// What it says.
+    pub(super) fn text(&self) -> &str {
+        &self.0.error
     }
 }
 
@@ -43,7 +48,7 @@ impl From<ApiError> for AdminError {
     fn from(error: ApiError) -> Self {
         let unavailable = error.status() == StatusCode::SERVICE_UNAVAILABLE;
         let code = if unavailable { ErrorCode::Unavailable } else { ErrorCode::Internal };
-        Self::text(code, error.chain())
+        Self::of_text(code, error.chain())
     }
 }
 
@@ -53,9 +58,13 @@ impl From<sallyport_store::Error> for AdminError {
     }
 }
 
-impl From<sallyport_hsm::Error> for AdminError {
-    fn from(error: sallyport_hsm::Error) -> Self {
-        Self::new(ErrorCode::Unavailable, error)
+impl From<token::Error> for AdminError {
+    fn from(error: token::Error) -> Self {
+        let code = match &error {
+            token::Error::Store(error) => of_store(error),
+            token::Error::Token(_) => ErrorCode::Unavailable,
+        };
+        Self::new(code, error)
     }
 }
 
@@ -103,7 +112,11 @@ impl From<peers::Error> for AdminError {
 
 impl From<clock::Error> for AdminError {
     fn from(error: clock::Error) -> Self {
-        Self::new(ErrorCode::Refused, error)
+        let code = match &error {
+            clock::Error::Store(error) => of_store(error),
+            clock::Error::Behind { .. } => ErrorCode::Refused,
+        };
+        Self::new(code, error)
     }
 }
 

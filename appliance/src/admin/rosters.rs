@@ -8,6 +8,7 @@ use axum::{
 };
 use sallyport_core::{
     admin::{ErrorCode, RosterImported, RosterReport},
+    digest::Sha256,
     limits::ROSTER_BYTES_MAX,
 };
 use tokio::sync::Mutex;
@@ -43,13 +44,14 @@ pub(super) async fn import(
     let file = command::body(body, ROSTER_BYTES_MAX).await?;
     let Ok(only) = gate.try_lock_owned() else {
         let text = "another roster is being imported: wait until it is finished";
-        return Err(AdminError::text(ErrorCode::Unavailable, text));
+        return Err(AdminError::of_text(ErrorCode::Unavailable, text));
     };
-    let imported = command::run(&app, move |app| {
+    let hash = Sha256::of(&file);
+    let imported = command::carry_out(&app, order, "roster.import", hash, move |app, order| {
         let _only = only;
         let config = &app.config;
         let officers = &config.roster.trusted_keys;
-        roster::import(&app.store, &config.server_name, officers, &file, &order, &random)
+        roster::import(&app.store, &config.server_name, officers, &file, order, &random)
     });
     let imported = imported.await?;
     let report = &imported.report;

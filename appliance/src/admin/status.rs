@@ -17,7 +17,10 @@ use super::{
     command::{self, Answer},
     error::AdminError,
 };
-use crate::{app::App, service::clock};
+use crate::{
+    app::App,
+    service::{clock, token},
+};
 
 /// How the box is.
 pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
@@ -39,7 +42,7 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
 }
 
 /// How the token is.
-pub(super) async fn token(State(app): State<Arc<App>>) -> Json<TokenStatus> {
+pub(super) async fn token_state(State(app): State<Arc<App>>) -> Json<TokenStatus> {
     Json(token_status(&app))
 }
 
@@ -48,14 +51,11 @@ pub(super) async fn unlock(State(app): State<Arc<App>>, request: Request) -> Ans
     let (head, body) = request.into_parts();
     let order = command::order(&app, &head)?;
     let unlock: Unlock = command::json(body, ADMIN_BODY_BYTES_MAX).await?;
-    let status = command::run(&app, move |app| {
-        let Some(token) = &app.token else {
-            return Err(AdminError::text(ErrorCode::NotFound, "no token is configured"));
+    let status = command::carry_out(&app, order, "token.unlock", "", move |app, order| {
+        let Some(token) = app.token.as_deref() else {
+            return Err(AdminError::of_text(ErrorCode::NotFound, "no token is configured"));
         };
-        // First the log: a wrong PIN is an event too.
-        let entry = order.entry("token.unlock", "", []);
-        app.store.write::<_, sallyport_store::Error>(move |write| write.append_audit(entry))?;
-        token.reopen(Pin::new(unlock.pin.clone()))?;
+        token::unlock(&app.store, token, Pin::new(unlock.pin.clone()), order)?;
         Ok(token_status(app))
     });
     status.await.map(Json)
@@ -75,5 +75,8 @@ fn token_status(app: &App) -> TokenStatus {
 pub(super) async fn accept_clock(State(app): State<Arc<App>>, request: Request) -> Answer<Millis> {
     let (head, _) = request.into_parts();
     let order = command::order(&app, &head)?;
-    Ok(Json(command::run(&app, move |app| clock::accept(&app.store, &order)).await?))
+    let accepted = command::carry_out(&app, order, "clock.accept", "", |app, order| {
+        clock::accept(&app.store, order)
+    });
+    accepted.await.map(Json)
 }

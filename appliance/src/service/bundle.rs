@@ -8,6 +8,7 @@ pub mod export;
 pub mod import;
 mod media;
 mod rooms;
+mod tally;
 mod users;
 
 use std::{io, path::PathBuf};
@@ -41,6 +42,9 @@ pub enum Error {
     /// The peer has no key that can be used.
     #[error("every encryption key on {0}'s card has expired: exchange new cards")]
     NoRecipientKey(OwnedServerName),
+    /// Another export for the same peer came first.
+    #[error("another bundle for {0} was made at the same time: export again")]
+    Overtaken(OwnedServerName),
     /// Events could not be signed.
     #[error("events for the peer wait for their signatures: nothing leaves the box unsigned")]
     Unsigned(#[from] signer::Error),

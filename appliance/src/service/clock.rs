@@ -52,12 +52,12 @@ pub fn check(store: &Store, now: Millis) -> Result<(), Error> {
 /// # Errors
 /// If the database fails.
 pub fn accept(store: &Store, order: &Order) -> Result<Millis, Error> {
-    let newest = store.read(|read| read.last_time())?.unwrap_or_default();
-    let now = order.now;
-    let entry = order.entry("clock.accept", now.0, [("newest_seen_ms", newest.0.to_string())]);
+    let (now, order) = (order.now, order.clone());
     store.write(move |write| {
+        let newest = write.last_time()?.unwrap_or_default();
+        let details = [("newest_seen_ms", newest.0.to_string())];
         write.note_time(now)?;
-        write.append_audit(entry)
+        write.append_audit(order.entry("clock.accept", now.0, details))
     })?;
     Ok(now)
 }

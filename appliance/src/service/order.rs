@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sallyport_core::{admin::Authority, audit::Entry, time::Millis};
+use sallyport_core::{admin::Authority, audit::Entry, limits::AUDIT_ERROR_CHARS_MAX, time::Millis};
 
 /// A command of a person, as the box got it.
 #[derive(Clone, Debug)]
@@ -35,5 +35,12 @@ impl Order {
             subject: subject.to_string(),
             details,
         }
+    }
+
+    /// The row for a command that was not carried out, or not to its end. It stands alone: its transaction has no change.
+    #[must_use]
+    pub fn failure(&self, action: &str, subject: &str, error: &str) -> Entry {
+        let error = error.chars().take(AUDIT_ERROR_CHARS_MAX).collect();
+        self.entry(&format!("{action}.failed"), subject, [("error", error)])
     }
 }

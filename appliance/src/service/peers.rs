@@ -129,10 +129,10 @@ pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, order: &Order) -> Resu
     let hash = ("card", card.hash().to_string());
     let entry = order.entry("peer.add", &server, [hash]);
     app.store.write(move |write| {
-        write.append_audit(entry)?;
         write.set_peer(&server, &bytes, now)?;
         write.keep_server_keys(&document)?;
-        write.allot_one_time_keys(&server, POOL_TARGET)
+        write.allot_one_time_keys(&server, POOL_TARGET)?;
+        write.append_audit(entry)
     })?;
     Ok(card)
 }

@@ -4,6 +4,7 @@ use rusqlite::{OptionalExtension, Row as SqlRow, params};
 use sallyport_core::{
     audit::{Entry, Row, Tip, append},
     digest::Sha256,
+    limits::AUDIT_ROW_BYTES_MAX,
 };
 
 use crate::{
@@ -43,7 +44,14 @@ impl Read<'_> {
 
 impl Write<'_> {
     /// Appends a row and answers the new end of the log.
+    ///
+    /// # Errors
+    /// [`Error::AuditRow`] if it is longer than [`AUDIT_ROW_BYTES_MAX`].
     pub fn append_audit(&mut self, entry: Entry) -> Result<Tip> {
+        let bytes = entry.bytes();
+        if bytes > AUDIT_ROW_BYTES_MAX {
+            return Err(Error::AuditRow { bytes });
+        }
         let Row { id, entry, previous, hash } = append(self.audit_tip()?, entry);
         let json = |error| Error::corrupt("audit_log", error);
         self.prepare(

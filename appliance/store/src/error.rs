@@ -1,6 +1,7 @@
 //! What can go wrong while remembering.
 
 use rusqlite::ErrorCode;
+use sallyport_core::limits::AUDIT_ROW_BYTES_MAX;
 
 /// Result of a store operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -50,6 +51,15 @@ pub enum Error {
         table: &'static str,
         /// What is wrong with it.
         what: String,
+    },
+
+    /// A row for the audit log that is longer than any may be.
+    #[error(
+        "the row for the audit log has {bytes} bytes and may have {AUDIT_ROW_BYTES_MAX}; nothing of this command was kept"
+    )]
+    AuditRow {
+        /// Its size.
+        bytes: usize,
     },
 
     /// The group of commands that this one was committed with failed.

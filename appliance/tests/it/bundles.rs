@@ -24,6 +24,7 @@ use sallyport::{
 use sallyport_core::{
     admin::{Authority, BundleImported, CardTerms},
     card::{Card, Direction, Policy, Proposed},
+    digest::Sha256,
     room::{self, Intent, create},
     sign::{KeyRole, Policy as SigningPolicy, SigningRequest},
     time::Millis,
@@ -31,28 +32,40 @@ use sallyport_core::{
 use sallyport_hsm::{KeyKind, SoftwareToken, Token as _};
 use sallyport_store::{Error, Outcome};
 
-const NOW: Millis = Millis(1_000_000_000_000);
+use crate::officers::Officers;
+
+pub(crate) const NOW: Millis = Millis(1_000_000_000_000);
 const ALICE: &str = "@alice:alpha.test";
 const BOB: &str = "@bob:bravo.test";
 
-fn order() -> Order {
+pub(crate) fn order() -> Order {
     let authority = Authority { actor: "alice".to_owned(), approvals: vec![] };
     Order { authority, evidence: "test".to_owned(), now: NOW }
 }
 
-struct Enclave {
-    app: Arc<App>,
-    card: Vec<u8>,
+pub(crate) struct Enclave {
+    pub(crate) app: Arc<App>,
+    pub(crate) card: Vec<u8>,
+    pub(crate) officers: Officers,
     _folder: tempfile::TempDir,
 }
 
-/// A box with a software token and a card that its enclave's root has signed.
+/// A box with a software token, two officers whose approval nothing needs, and a card that its enclave's root has signed.
 fn enclave(name: &str) -> Enclave {
+    let enclave = bare_enclave(name, 0, 0);
+    peers::install_own_card(&enclave.app, enclave.card.clone(), &order()).unwrap();
+    enclave
+}
+
+/// The same with the card beside it: so many officers must approve an export and an import.
+pub(crate) fn bare_enclave(name: &str, export_approvals: u8, import_approvals: u8) -> Enclave {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
+    let officers = Officers::new(name, folder.path());
     let text = format!(
-        "server_name = '{name}'\ndata_dir = {:?}\nallow_software_keys = true\n[token]\nkind = 'software'\npath = {:?}",
+        "server_name = '{name}'\ndata_dir = {:?}\nallow_software_keys = true\n{}[token]\nkind = 'software'\npath = {:?}",
         data.display().to_string(),
+        officers.config(),
         folder.path().join("token").display().to_string(),
     );
     let config = Config::parse(&text, Path::new("test")).unwrap();
@@ -74,20 +87,22 @@ fn enclave(name: &str) -> Enclave {
             bundle_bytes_max: 1 << 30,
             room_versions: room::VERSIONS.to_vec(),
             direction: Direction::Both,
-            export_approvals: 0,
-            import_approvals: 0,
+            export_approvals,
+            import_approvals,
         },
     });
     let card = Card::sign(&content, |bytes| root.sign(&key, &SigningRequest::Card(bytes.to_vec())))
         .unwrap();
-    peers::install_own_card(&app, card.clone(), &order()).unwrap();
-    Enclave { app, card, _folder: folder }
+    Enclave { app, card, officers, _folder: folder }
 }
 
 impl Enclave {
-    fn pair(&self, other: &Self) {
-        let words = Proposed::parse(&other.card, NOW).unwrap().fingerprint().words();
-        peers::pair(&self.app, other.card.clone(), &words, &order()).unwrap();
+    pub(crate) fn pair(&self, other: &Self) {
+        peers::pair(&self.app, other.card.clone(), &other.fingerprint(), &order()).unwrap();
+    }
+
+    pub(crate) fn fingerprint(&self) -> String {
+        Proposed::parse(&self.card, NOW).unwrap().fingerprint().words()
     }
 
     fn send(&self, room_id: &OwnedRoomId, intent: Intent) {
@@ -121,12 +136,12 @@ impl Enclave {
         room_id
     }
 
-    fn export(&self, to: &Self) -> PathBuf {
-        export(&self.app, &to.app.config.server_name, NOW).unwrap().path
+    pub(crate) fn export(&self, to: &Self) -> PathBuf {
+        export(&self.app, &to.app.config.server_name, &order()).unwrap().path
     }
 
     fn import(&self, bundle: &Path) -> Result<BundleImported, bundle::Error> {
-        import(&self.app, bundle, NOW)
+        import(&self.app, bundle, Sha256::of(&fs::read(bundle).unwrap()), &order())
     }
 
     fn bodies(&self, room_id: &OwnedRoomId) -> Vec<String> {
@@ -269,7 +284,8 @@ fn what_is_wrong_with_a_bundle_is_said_and_changes_nothing() {
     assert_eq!(bravo.membership(&room_id, BOB), None);
     bravo.import(&good).unwrap();
     assert_eq!(bravo.membership(&room_id, BOB), Some(MembershipState::Invite));
-    let late = import(&bravo.app, &good, NOW.plus(Duration::from_secs(100 * 24 * 3600)));
+    let late = Order { now: NOW.plus(Duration::from_secs(100 * 24 * 3600)), ..order() };
+    let late = import(&bravo.app, &good, Sha256::of(&bytes), &late);
     assert!(matches!(late, Err(bundle::Error::Refused(_))));
 }
 
@@ -309,10 +325,10 @@ fn two_who_sign_at_the_same_time_share_the_work() {
 #[test]
 fn a_wrong_fingerprint_pairs_with_nobody() {
     let (alpha, bravo) = (enclave("alpha.test"), enclave("bravo.test"));
-    let own_words = Proposed::parse(&alpha.card, NOW).unwrap().fingerprint().words();
-    let error = peers::pair(&alpha.app, bravo.card.clone(), &own_words, &order()).unwrap_err();
+    let error =
+        peers::pair(&alpha.app, bravo.card.clone(), &alpha.fingerprint(), &order()).unwrap_err();
     assert!(matches!(error, peers::Error::Fingerprint(_)), "{error}");
     assert!(peers::list(&alpha.app.store).unwrap().is_empty());
-    let error = export(&alpha.app, server_name!("bravo.test"), NOW).unwrap_err();
+    let error = export(&alpha.app, server_name!("bravo.test"), &order()).unwrap_err();
     assert!(matches!(error, bundle::Error::NotAPeer(_)), "{error}");
 }

@@ -7,6 +7,8 @@ mod administration;
 #[cfg(test)]
 mod bundles;
 #[cfg(test)]
+mod commands;
+#[cfg(test)]
 mod enclave;
 #[cfg(test)]
 mod frame;
@@ -16,6 +18,8 @@ mod keys;
 mod media;
 #[cfg(test)]
 mod member;
+#[cfg(test)]
+mod officers;
 #[cfg(test)]
 mod rooms;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{BufReader, BufWriter, Seek as _, SeekFrom, Write as _},
+    mem,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::PathBuf,
 };
@@ -25,7 +26,7 @@ use sallyport_store::{Peer, Read, Told};
 use super::{Error, file, media, rooms, users};
 use crate::{
     app::{App, random},
-    service::{clock, own_keys, peers, signer},
+    service::{clock, order::Order, own_keys, peers, signer},
 };
 
 /// How many to-device messages, claims or keys are read at once.
@@ -49,12 +50,13 @@ struct Filled {
     frontiers: Vec<RoomFrontier>,
 }
 
-/// Makes a bundle for a peer.
+/// Makes a bundle for a peer. Its number is used up in the transaction that also appends the row to the audit log.
 ///
 /// # Errors
 /// If the peer is not known, events wait for their signatures, or a disk or the token fails. No number is used up unless
 /// the bundle is complete.
-pub fn export(app: &App, to: &ServerName, now: Millis) -> Result<Exported, Error> {
+pub fn export(app: &App, to: &ServerName, order: &Order) -> Result<Exported, Error> {
+    let now = order.now;
     clock::check(&app.store, now)?;
     let peer =
         app.store.read(|read| read.peer(to))?.ok_or_else(|| Error::NotAPeer(to.to_owned()))?;
@@ -82,12 +84,37 @@ pub fn export(app: &App, to: &ServerName, now: Millis) -> Result<Exported, Error
     );
     let filled = app.store.read(|read| fill(read, app, &peer, writer, now))?;
     let manifest = manifest(app, &peer, &filled, id, now)?;
-    let exported = seal(app, &card, &manifest, &spool, now)?;
+    let mut bundle = Temporary::create(spool.path.with_extension("bundle"))?;
+    let header = seal(app, &card, &manifest, &spool, &mut bundle, now)?;
+    note_sent(app, peer, filled, &header, order)?;
+    Ok(Exported { path: bundle.keep(), header })
+}
 
-    let hash = *exported.header.manifest.as_bytes();
-    let (server, told, snapshots) = (peer.server, filled.told, filled.snapshots);
-    app.store.write(move |write| write.note_sent(&server, &told, &hash, &snapshots))?;
-    Ok(exported)
+/// From here on the bundle has left, whatever becomes of the file.
+fn note_sent(
+    app: &App,
+    peer: Peer,
+    filled: Filled,
+    header: &Header,
+    order: &Order,
+) -> Result<(), Error> {
+    let details = [
+        ("sequence", header.seq.to_string()),
+        ("bundle", header.id.to_string()),
+        ("manifest", header.manifest.to_string()),
+    ];
+    let entry = order.entry("bundle.export", &peer.server, details);
+    let hash = *header.manifest.as_bytes();
+    let Filled { told, snapshots, .. } = filled;
+    app.store.write(move |write| {
+        let now = write.peer(&peer.server)?;
+        if now.is_none_or(|now| now.sent_seq != peer.sent_seq) {
+            return Err(Error::Overtaken(peer.server));
+        }
+        write.note_sent(&peer.server, &told, &hash, &snapshots)?;
+        write.append_audit(entry)?;
+        Ok(())
+    })
 }
 
 /// Writes the sections; all from one snapshot of the database.
@@ -257,8 +284,9 @@ fn seal(
     card: &Card,
     manifest: &Manifest,
     spool: &Temporary,
+    output: &mut Temporary,
     now: Millis,
-) -> Result<Exported, Error> {
+) -> Result<Header, Error> {
     let token = app.token.as_deref().ok_or(peers::Error::NoToken)?;
     let server = &card.content().server_name;
     let recipient_key =
@@ -275,19 +303,16 @@ fn seal(
     };
     let mut input = spool.file.try_clone().map_err(file("open", &spool.path))?;
     input.seek(SeekFrom::Start(0)).map_err(file("read", &spool.path))?;
-    let mut output = Temporary::create(spool.path.with_extension("part"))?;
     let header = {
         let mut buffered = BufWriter::new(&mut output.file);
         let header = envelope.seal(BufReader::new(input), &mut buffered, |bytes| {
             token.sign(&courier.name, &SigningRequest::Manifest(bytes.to_vec()))
         })?;
-        buffered.flush().map_err(file("write", &spool.path))?;
+        buffered.flush().map_err(file("write", &output.path))?;
         header
     };
     output.file.sync_all().map_err(file("write", &output.path))?;
-    let path = spool.path.with_extension("bundle");
-    output.keep(path.clone())?;
-    Ok(Exported { path, header })
+    Ok(header)
 }
 
 /// A file that is removed unless it is kept.
@@ -308,10 +333,8 @@ impl Temporary {
         Ok(Self { file, path })
     }
 
-    fn keep(mut self, path: PathBuf) -> Result<(), Error> {
-        fs::rename(&self.path, &path).map_err(file("name", &path))?;
-        self.path = PathBuf::new();
-        Ok(())
+    fn keep(mut self) -> PathBuf {
+        mem::take(&mut self.path)
     }
 }
 

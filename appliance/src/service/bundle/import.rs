@@ -32,13 +32,15 @@ use sallyport_core::{
     time::Millis,
 };
 use sallyport_store::{KeyClaim, Outcome, Peer, Progress, Received, Store, WaitingEvent, Write};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use super::{Error, file, media, rooms, users};
+use super::{Error, file, media, rooms, tally::Tally, users};
 use crate::{
     app::App,
     service::{
-        clock, own_keys, peers,
+        clock,
+        order::Order,
+        own_keys, peers,
         receive::{self, NothingMore, receive},
     },
 };
@@ -48,12 +50,21 @@ const SLICE: usize = 64;
 /// Events of a room that are handed to `receive` at once; it slices them further.
 const EVENTS: usize = 1024;
 
-/// Imports a bundle from a quarantined file. Importing one twice changes nothing.
+/// Imports a bundle from a quarantined file, which has this hash. Importing one twice changes nothing.
+///
+/// The audit log gets a row in the transaction that begins the import, because one that is interrupted can be seen, and one in the transaction
+/// after which the bundle counts as received.
 ///
 /// # Errors
 /// If it is not accepted, before anything has changed; or if the database or a disk fails in between: then the import goes on
 /// where it stopped when it is tried again.
-pub fn import(app: &App, path: &Path, now: Millis) -> Result<BundleImported, Error> {
+pub fn import(
+    app: &App,
+    path: &Path,
+    sha256: Sha256,
+    order: &Order,
+) -> Result<BundleImported, Error> {
+    let now = order.now;
     clock::check(&app.store, now)?;
     let all = peers::list(&app.store)?;
     let cards: Vec<Card> = all.iter().map(|(_, card)| card.clone()).collect();
@@ -74,24 +85,39 @@ pub fn import(app: &App, path: &Path, now: Millis) -> Result<BundleImported, Err
     let place = place(&app.store, &peer, &header)?;
     match place {
         Sequence::Next | Sequence::Gap { .. } => {}
-        Sequence::Duplicate | Sequence::Retired => {
-            return Ok(BundleImported {
-                peer: peer.server,
-                sequence: header.seq,
-                known: true,
-                report: Vec::new(),
-            });
-        }
+        Sequence::Duplicate | Sequence::Retired => return known(app, &header, sha256, order),
         refused => return Err(Error::Sequence(refused)),
     }
     let authentic = unlock(app, sealed, now)?.authenticate()?;
     check_prerequisites(app, &peer, authentic.manifest(), place)?;
 
-    let mut import = Import::begin(app, peer.server.clone(), &authentic, now)?;
+    let mut import = Import::begin(app, &authentic, sha256, order)?;
     import.take_server_keys(authentic.manifest())?;
     let mut records = authentic.records(open(path)?)?;
     import.take_records(&mut records)?;
     import.finish(authentic.manifest())
+}
+
+/// Nothing changes; that somebody brought the bundle is on record.
+fn known(
+    app: &App,
+    header: &Header,
+    sha256: Sha256,
+    order: &Order,
+) -> Result<BundleImported, Error> {
+    let entry = order.entry("bundle.known", &header.from, details(header.seq, sha256));
+    app.store.write::<_, sallyport_store::Error>(move |write| write.append_audit(entry))?;
+    Ok(BundleImported {
+        peer: header.from.clone(),
+        sequence: header.seq,
+        known: true,
+        report: Vec::new(),
+    })
+}
+
+/// What the rows of the audit log tell of a bundle.
+fn details(sequence: u64, sha256: Sha256) -> [(&'static str, String); 2] {
+    [("sequence", sequence.to_string()), ("sha256", sha256.to_string())]
 }
 
 fn open(path: &Path) -> Result<BufReader<File>, Error> {
@@ -134,25 +160,6 @@ fn check_prerequisites(
     if needed > delivered { Err(Error::Sequence(place)) } else { Ok(()) }
 }
 
-/// What became of a bundle's content, kept beside the progress.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-struct Tally {
-    users: u64,
-    master_keys_changed: Vec<String>,
-    one_time_keys: u64,
-    to_device: u64,
-    invitations: u64,
-    accepted: u64,
-    known: u64,
-    redacted: u64,
-    soft_failed: Vec<String>,
-    rejected: Vec<String>,
-    dropped: Vec<String>,
-    waiting: u64,
-    media: u64,
-}
-
 /// An import in progress.
 struct Import<'a> {
     app: &'a App,
@@ -163,6 +170,8 @@ struct Import<'a> {
     manifest: [u8; 32],
     progress: Progress,
     tally: Tally,
+    sha256: Sha256,
+    order: &'a Order,
     now: Millis,
     pending: Vec<Change>,
     room: Option<OpenRoom>,
@@ -190,15 +199,17 @@ struct OpenRoom {
 impl<'a> Import<'a> {
     fn begin(
         app: &'a App,
-        peer: OwnedServerName,
         authentic: &Authentic,
-        now: Millis,
+        sha256: Sha256,
+        order: &'a Order,
     ) -> Result<Self, Error> {
         let header = authentic.header();
+        let peer = header.from.clone();
         let manifest = *header.manifest.as_bytes();
         let progress = app.store.read(|read| read.import_progress(&peer, header.seq, &manifest))?;
         let progress = progress.unwrap_or_default();
-        Ok(Self {
+        let entry = order.entry("bundle.import", &peer, details(header.seq, sha256));
+        let mut import = Self {
             app,
             incarnation: header.incarnation,
             seq: header.seq,
@@ -207,12 +218,16 @@ impl<'a> Import<'a> {
             tally: serde_json::from_str(&progress.report).unwrap_or_default(),
             progress,
             peer,
-            now,
+            sha256,
+            order,
+            now: order.now,
             pending: Vec::new(),
             room: None,
             file: None,
             keys: BTreeMap::new(),
-        })
+        };
+        import.write(move |write, _| write.append_audit(entry).map(drop))?;
+        Ok(import)
     }
 
     /// Keeps the key documents: the peer's own, made when the bundle was made; those of others only if we have none by themselves.
@@ -418,11 +433,14 @@ impl<'a> Import<'a> {
             time: self.now,
         };
         let (peer, ack) = (self.peer.clone(), manifest.ack.clone());
+        let details = details(self.seq, self.sha256);
+        let entry = self.order.entry("bundle.imported", &peer, details);
         self.write(move |write, _| {
             if let Some(ack) = &ack {
                 acknowledge(write, &peer, ack)?;
             }
-            write.note_received(&peer, &received)
+            write.note_received(&peer, &received)?;
+            write.append_audit(entry).map(drop)
         })?;
         log::info!(peer:% = self.peer, sequence = self.seq, events = self.tally.accepted; "a bundle was imported");
         Ok(BundleImported {
@@ -529,53 +547,4 @@ fn named_server(json: &str) -> Option<OwnedServerName> {
         server_name: OwnedServerName,
     }
     serde_json::from_str::<Named>(json).ok().map(|named| named.server_name)
-}
-
-impl Tally {
-    fn count(&mut self, report: &receive::Report) {
-        self.accepted += report.accepted;
-        self.redacted += report.redacted;
-        self.known += report.known;
-        self.waiting += u64::try_from(report.waiting.len()).unwrap_or_default();
-        let line = |refused: &receive::Refused| format!("{}: {}", refused.event_id, refused.reason);
-        let room = |lines: &[String]| limits::REPORT_LINES_MAX.saturating_sub(lines.len());
-        let free = room(&self.soft_failed);
-        self.soft_failed.extend(report.soft_failed.iter().take(free).map(line));
-        let free = room(&self.rejected);
-        self.rejected.extend(report.rejected.iter().take(free).map(line));
-        let free = room(&self.dropped);
-        self.dropped.extend(report.dropped.iter().take(free).cloned());
-    }
-
-    /// The tally for people.
-    fn sentences(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        let mut say = |number: u64, what: &str| {
-            if number > 0 {
-                lines.push(format!("{number} {what}"));
-            }
-        };
-        say(self.invitations, "rooms came with an invitation");
-        say(self.accepted, "events were taken into their rooms");
-        say(self.redacted, "events came only in their redacted form");
-        say(self.known, "events were here already");
-        say(self.to_device, "messages to devices were delivered");
-        say(self.users, "users' keys and profiles were updated");
-        say(self.one_time_keys, "one-time keys were received");
-        say(self.media, "files were received");
-        say(self.waiting, "events wait for other events, newer keys or their time");
-        for (what, refused) in [
-            ("withheld from members, the room's rules changed meanwhile", &self.soft_failed),
-            ("rejected, against the room's rules", &self.rejected),
-            ("dropped, not genuine", &self.dropped),
-        ] {
-            lines.extend(refused.iter().map(|line| format!("{what}: {line}")));
-        }
-        lines.extend(self.master_keys_changed.iter().map(|user| {
-            format!(
-                "the master key of {user} has changed: ask the peer's officer whether that is right"
-            )
-        }));
-        lines
-    }
 }

@@ -1,0 +1,31 @@
+//! The PIN of the token, which a person gives when the box has none that works.
+
+use sallyport_hsm::{Pin, Token};
+use sallyport_store::Store;
+
+use super::order::Order;
+
+/// Why the token was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database failed, so the audit log does not tell of it.
+    #[error("the audit log cannot be written")]
+    Store(#[from] sallyport_store::Error),
+    /// The token refused, or does not answer.
+    #[error("the token does not open")]
+    Token(#[source] sallyport_hsm::Error),
+}
+
+/// Opens the token with a PIN. It changes the token and not the database, so no transaction can hold both: the log tells of the attempt
+/// before the token sees the PIN, because a wrong one costs an attempt that somebody must answer for, and of the success after it.
+///
+/// # Errors
+/// If the log cannot be written, before the PIN is used; or if the token does not open.
+pub fn unlock(store: &Store, token: &dyn Token, pin: Pin, order: &Order) -> Result<(), Error> {
+    let attempt = order.entry("token.unlock", "", []);
+    store.write(move |write| write.append_audit(attempt))?;
+    token.reopen(pin).map_err(Error::Token)?;
+    let success = order.entry("token.unlocked", "", []);
+    store.write(move |write| write.append_audit(success))?;
+    Ok(())
+}
