@@ -92,13 +92,9 @@ impl Pdu {
         event_id: OwnedEventId,
         room_id: OwnedRoomId,
         json: Box<str>,
+        rules: &RoomVersionRules,
     ) -> Result<Self, FormatError> {
-        let mut body: Body =
-            serde_json::from_str(&json).map_err(|error| FormatError::Field(error.to_string()))?;
-        // Where it stands depends on the room version; what was stored has it in the right place.
-        if body.kind == TimelineEventType::RoomRedaction && body.redacts.is_none() {
-            body.redacts = content_redacts(&body.content);
-        }
+        let body = Body::parse(&json, rules)?;
         Ok(Self { event_id, room_id, body, json })
     }
 
@@ -108,13 +104,9 @@ impl Pdu {
         json: String,
         rules: &RoomVersionRules,
     ) -> Result<Self, FormatError> {
-        let mut body: Body =
-            serde_json::from_str(&json).map_err(|error| FormatError::Field(error.to_string()))?;
+        let body = Body::parse(&json, rules)?;
         if body.depth > limits::DEPTH_MAX {
             return Err(FormatError::Field("depth is out of range".to_owned()));
-        }
-        if rules.redaction.content_field_redacts && body.kind == TimelineEventType::RoomRedaction {
-            body.redacts = content_redacts(&body.content);
         }
         let is_create = body.kind == TimelineEventType::RoomCreate;
         let room_id = match (room_id.or_else(|| body.room_id.clone()), is_create) {
@@ -233,6 +225,21 @@ impl Pdu {
             canonical_string(&object),
             rules,
         )
+    }
+}
+
+impl Body {
+    fn parse(json: &str, rules: &RoomVersionRules) -> Result<Self, FormatError> {
+        let mut body: Self =
+            serde_json::from_str(json).map_err(|error| FormatError::Field(error.to_string()))?;
+        if !body.content.get().starts_with('{') {
+            return Err(FormatError::Field("content is not an object".to_owned()));
+        }
+        // The other place means nothing in this version.
+        if rules.redaction.content_field_redacts && body.kind == TimelineEventType::RoomRedaction {
+            body.redacts = content_redacts(&body.content);
+        }
+        Ok(body)
     }
 }
 

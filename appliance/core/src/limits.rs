@@ -14,6 +14,8 @@ pub const PREV_EVENTS_MAX: usize = 20;
 pub const AUTH_EVENTS_MAX: usize = 10;
 /// Depth beyond which canonical JSON cannot count.
 pub const DEPTH_MAX: u64 = 9_007_199_254_740_991;
+/// Soft-failed and rejected events that a walk from an event to the extremities before it may visit.
+pub const REFUSED_WALK_MAX: usize = 1_000;
 /// Events that a walk over an auth chain may visit.
 pub const AUTH_CHAIN_MAX: usize = 200_000;
 /// Events from elsewhere that are judged and stored together: about 10 ms of the writer's time.

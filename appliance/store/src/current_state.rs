@@ -124,6 +124,18 @@ impl Write<'_> {
         Ok(exposed)
     }
 
+    /// Lets clients have a current state event again, whose content is complete only now.
+    pub(crate) fn tell_again(
+        &mut self,
+        room: i64,
+        event_id: &EventId,
+        position: i64,
+    ) -> Result<()> {
+        self.prepare("UPDATE current_state SET position = ?3 WHERE room = ?1 AND event_id = ?2")?
+            .execute(params![room, event_id.as_str(), position])?;
+        Ok(())
+    }
+
     /// Makes an event current; answers whether it gives a user of another server a place.
     pub(crate) fn set_current(
         &mut self,

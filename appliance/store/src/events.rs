@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ruma::{
-    DeviceId, EventId, OwnedEventId, OwnedRoomId, RoomId, TransactionId, UserId,
+    DeviceId, EventId, OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, TransactionId, UserId,
     room_version_rules::RoomVersionRules,
 };
 use rusqlite::{OptionalExtension, Row, params};
@@ -18,6 +18,7 @@ use crate::{
     pool::{Read, Write},
     rooms::Room,
     states::parse_event_id,
+    view::parse_version,
 };
 
 /// What readers have asked for and what never changes once committed.
@@ -83,7 +84,7 @@ pub(crate) struct NewEvent<'a> {
 }
 
 const COLUMNS: &str = "e.event_id, e.position, e.status, e.redacted_by, e.device_id, e.txn_id, \
-                       e.state_before, e.state_after, e.json, r.room_id";
+                       e.state_before, e.state_after, e.json, r.room_id, r.version";
 
 impl Read<'_> {
     /// An event of any room, whatever was decided about it.
@@ -165,7 +166,7 @@ impl Read<'_> {
             })
             .optional()?;
         let Some((status, gutted, state_after, json)) = found else { return Ok(None) };
-        let pdu = parse_pdu(event_id.to_owned(), room.room_id.clone(), json)?;
+        let pdu = parse_pdu(event_id.to_owned(), room.room_id.clone(), &room.version, json)?;
         let known = Known {
             pdu: Arc::new(pdu),
             status: parse_status(status)?,
@@ -235,36 +236,47 @@ impl Write<'_> {
             self.count_event();
         }
         let nid = self.last_insert_rowid();
-        if let Some(target) = pdu.redacts() {
-            self.prepare(
-                "INSERT INTO redactions (target, redaction) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![target.as_str(), pdu.event_id().as_str()])?;
-        }
+        self.note_redaction(pdu)?;
         if let Some(position) = new.position {
             self.insert_relation(room, pdu, position)?;
         }
         Ok(nid)
     }
 
-    /// Gives an event that is here already its place and its verdict: an outlier, or a gutted copy that is replaced.
-    pub(crate) fn replace_event(&mut self, nid: i64, new: &NewEvent<'_>) -> Result<()> {
-        self.prepare(
-            "UPDATE events SET position = coalesce(position, ?2), status = ?3, gutted = ?4,
-                 state_before = ?5, state_after = ?6,
-                 json = CASE WHEN redacted_by IS NULL THEN ?7 ELSE json END
-             WHERE nid = ?1",
-        )?
-        .execute(params![
-            nid,
-            new.position,
-            status_number(new.status),
-            new.gutted,
-            new.before.map(|state| state.0),
-            new.after.map(|state| state.0),
-            new.pdu.json(),
-        ])?;
+    fn note_redaction(&mut self, pdu: &Pdu) -> Result<()> {
+        if let Some(target) = pdu.redacts() {
+            self.prepare(
+                "INSERT INTO redactions (target, redaction) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![target.as_str(), pdu.event_id().as_str()])?;
+        }
         Ok(())
+    }
+
+    /// Gives an outlier its place and its verdict, or a gutted copy the content that it lacks: its place it keeps. Answers its position.
+    pub(crate) fn replace_event(&mut self, nid: i64, new: &NewEvent<'_>) -> Result<Option<i64>> {
+        self.note_redaction(new.pdu)?;
+        let position = self
+            .prepare(
+                "UPDATE events SET position = coalesce(position, ?2), status = ?3, gutted = ?4,
+                 state_before = coalesce(state_before, ?5),
+                 state_after = coalesce(state_after, ?6),
+                 json = CASE WHEN redacted_by IS NULL THEN ?7 ELSE json END
+             WHERE nid = ?1 RETURNING position",
+            )?
+            .query_row(
+                params![
+                    nid,
+                    new.position,
+                    status_number(new.status),
+                    new.gutted,
+                    new.before.map(|state| state.0),
+                    new.after.map(|state| state.0),
+                    new.pdu.json(),
+                ],
+                |row| row.get(0),
+            )?;
+        Ok(position)
     }
 
     /// Keeps the signatures of an event.
@@ -313,11 +325,12 @@ fn stored_event(row: &Row<'_>) -> Result<StoredEvent> {
     let event_id = parse_event_id(row.get(0)?)?;
     let room_id = OwnedRoomId::try_from(row.get::<_, String>(9)?)
         .map_err(|error| Error::corrupt("rooms", error))?;
+    let version = parse_version(&row.get::<_, String>(10)?)?;
     let device_id: Option<String> = row.get(4)?;
     let txn_id: Option<String> = row.get(5)?;
     Ok(StoredEvent {
         position: row.get(1)?,
-        pdu: Arc::new(parse_pdu(event_id, room_id, row.get(8)?)?),
+        pdu: Arc::new(parse_pdu(event_id, room_id, &version, row.get(8)?)?),
         status: parse_status(row.get(2)?)?,
         redacted_by: row.get::<_, Option<String>>(3)?.map(parse_event_id).transpose()?,
         transaction: device_id.zip(txn_id),
@@ -326,8 +339,15 @@ fn stored_event(row: &Row<'_>) -> Result<StoredEvent> {
     })
 }
 
-pub(crate) fn parse_pdu(event_id: OwnedEventId, room_id: OwnedRoomId, json: String) -> Result<Pdu> {
-    Pdu::from_stored(event_id, room_id, json.into_boxed_str())
+pub(crate) fn parse_pdu(
+    event_id: OwnedEventId,
+    room_id: OwnedRoomId,
+    version: &RoomVersionId,
+    json: String,
+) -> Result<Pdu> {
+    let rules = sallyport_core::room::rules(version)
+        .ok_or_else(|| Error::corrupt("rooms", format!("room version {version}")))?;
+    Pdu::from_stored(event_id, room_id, json.into_boxed_str(), &rules)
         .map_err(|error| Error::corrupt("events", error))
 }
 

@@ -185,7 +185,8 @@ impl Read<'_> {
             if sender.split_once(':').is_some_and(|(_, server)| server == except.as_str()) {
                 continue;
             }
-            let pdu = parse_pdu(event_id.clone(), room.room_id.clone(), row.get(3)?)?;
+            let room_id = room.room_id.clone();
+            let pdu = parse_pdu(event_id.clone(), room_id, &room.version, row.get(3)?)?;
             let signatures = self.signatures(row.get(4)?)?;
             let signed = Signed::reload(Arc::new(pdu), signatures)
                 .ok_or_else(|| Error::corrupt("events", format!("{event_id} has no signature")))?;

@@ -388,9 +388,9 @@ impl Write<'_> {
         };
         let nid = match self.event_nid(pdu.event_id())? {
             Some(nid) => {
-                self.replace_event(nid, &new)?;
-                if let Some(position) = position {
-                    self.insert_relation(room, pdu, position)?;
+                if let (Some(kept), Some(position)) = (self.replace_event(nid, &new)?, position) {
+                    self.insert_relation(room, pdu, kept)?;
+                    self.tell_again(room, pdu.event_id(), position)?;
                 }
                 nid
             }

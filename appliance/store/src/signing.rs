@@ -94,7 +94,7 @@ impl Read<'_> {
         let mut chain = RoomChain { mac: signed_mac };
         let (mut events, mut macs) = (Vec::with_capacity(rows.len()), Vec::new());
         for (position, event_id, json) in rows {
-            let pdu = parse_pdu(event_id.clone(), room.room_id.clone(), json)?;
+            let pdu = parse_pdu(event_id.clone(), room.room_id.clone(), &room.version, json)?;
             let hashed = pdu
                 .object()
                 .and_then(|object| Pdu::new(object, &rules))

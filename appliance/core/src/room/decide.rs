@@ -224,10 +224,14 @@ pub fn decide<V: RoomView>(view: &V, checked: Checked, now: Millis) -> Result<Ve
         return Ok(Verdict::Hold(Hold::Until(pdu.origin_server_ts())));
     }
     if let Some(known) = view.event(pdu.event_id())?
-        && known.state_after.is_some()
-        && (checked.gutted || !known.gutted)
+        && let Some(state) = known.state_after
     {
-        return Ok(Verdict::Known(known.status));
+        if checked.gutted || !known.gutted {
+            return Ok(Verdict::Known(known.status));
+        }
+        let (auth, prev) = (Vec::new(), BTreeSet::new());
+        return Judgement { view, rules, head, checked, pdu, auth, prev }
+            .complete(known.status, state);
     }
     let auth = match fetch_all(view, pdu.auth_events())? {
         Ok(auth) => auth,
@@ -267,6 +271,28 @@ impl<V: RoomView> Judgement<'_, V> {
         }
         let change = self.change(Status::Accepted, &before)?;
         Ok(if change.gutted { Verdict::AcceptRedacted(change) } else { Verdict::Accept(change) })
+    }
+
+    /// The true copy of an event of which a gutted one is here: verdict and place stand, as others may have followed it.
+    fn complete(self, status: Status, state: StateId) -> Result<Verdict, V::Error> {
+        let accepted = status == Status::Accepted;
+        let change = Change {
+            redactions: if accepted { self.redactions()? } else { Vec::new() },
+            event: self.checked.event,
+            status,
+            gutted: false,
+            state_before: StateRef::Stored(state),
+            sets_state: false,
+            current: CurrentState::Unchanged,
+            extremities: self.head.extremities.clone(),
+            based_on: self.head,
+        };
+        let reason = "what was decided about its redacted copy stands".to_owned();
+        Ok(match status {
+            Status::Accepted => Verdict::Accept(change),
+            Status::SoftFailed => Verdict::SoftFail(change, reason),
+            Status::Rejected => Verdict::Reject(change, reason),
+        })
     }
 
     /// Check 4: by the events that it names itself.
@@ -333,7 +359,7 @@ impl<V: RoomView> Judgement<'_, V> {
     fn change(&self, status: Status, before: &Resolved) -> Result<Change, V::Error> {
         let sets_state = status != Status::Rejected && self.pdu.state_key().is_some();
         let (current, extremities) = if status == Status::Accepted {
-            let extremities = self.next_extremities();
+            let extremities = self.next_extremities()?;
             (self.next_current(before, sets_state, &extremities)?, extremities)
         } else {
             (CurrentState::Unchanged, self.head.extremities.clone())
@@ -351,16 +377,23 @@ impl<V: RoomView> Judgement<'_, V> {
         })
     }
 
-    fn next_extremities(&self) -> Vec<OwnedEventId> {
-        let mut extremities: Vec<_> = self
-            .head
-            .extremities
-            .iter()
-            .filter(|id| !self.pdu.prev_events().contains(id))
-            .cloned()
-            .collect();
-        extremities.push(self.pdu.event_id().to_owned());
-        extremities
+    /// What the event follows is no extremity any more; nor is what it follows through events that never were one,
+    /// as they were soft-failed or rejected.
+    fn next_extremities(&self) -> Result<Vec<OwnedEventId>, V::Error> {
+        let mut followed = BTreeSet::new();
+        let mut next = self.pdu.prev_events().to_vec();
+        while let Some(event_id) = next.pop() {
+            if followed.len() >= limits::REFUSED_WALK_MAX || !followed.insert(event_id.clone()) {
+                continue;
+            }
+            if let Some(known) = self.view.event(&event_id)?
+                && known.status != Status::Accepted
+            {
+                next.extend(known.pdu.prev_events().iter().cloned());
+            }
+        }
+        let kept = self.head.extremities.iter().filter(|id| !followed.contains(*id));
+        Ok(kept.cloned().chain([self.pdu.event_id().to_owned()]).collect())
     }
 
     fn next_current(
@@ -562,6 +595,9 @@ fn fetch_prev<V: RoomView>(
     if known.is_empty() {
         // Only a create event has none, and a room that we are in has its own already.
         return Ok(Err(Verdict::Drop("the event follows no other".to_owned())));
+    }
+    if known.iter().any(|event| event.pdu.room_id() != pdu.room_id()) {
+        return Ok(Err(Verdict::Drop("the event is of another room".to_owned())));
     }
     let mut states = BTreeSet::new();
     let mut stateless = Vec::new();

@@ -171,6 +171,7 @@ impl Place {
                     verdicts
                         .push(format!("{verdict:?}").split(['(', ' ']).next().unwrap().to_owned());
                     if let Verdict::Accept(change)
+                    | Verdict::AcceptRedacted(change)
                     | Verdict::SoftFail(change, _)
                     | Verdict::Reject(change, _) = verdict
                     {
@@ -366,4 +367,41 @@ fn both_sides_of_a_netsplit_end_up_with_the_same_room() {
     alpha.send(&room_id, message(ALICE, "merged", 3002));
     let room = alpha.store.read(|read| read.room(&room_id)).unwrap().unwrap();
     assert_eq!(room.extremities.len(), 1);
+}
+
+#[test]
+fn the_true_copy_completes_a_gutted_one_where_it_stands() {
+    let (alpha, bravo, room_id) = carried_invite();
+    alpha.send(&room_id, state(ALICE, "m.room.topic", "", r#"{"topic":"true"}"#, 3000));
+    alpha.send(&room_id, message(ALICE, "true", 3001));
+    alpha.send(&room_id, message(ALICE, "last", 3002));
+    let carried = alpha.sign(&room_id);
+    let gutted: Vec<_> = carried.iter().map(|event| event.replace("true", "false")).collect();
+    let verdicts = bravo.receive(&room_id, &gutted);
+    assert_eq!(verdicts, ["AcceptRedacted", "AcceptRedacted", "Accept"]);
+    let glance = |since: i64| {
+        bravo.store.read(|read| {
+            let room = read.room(&room_id)?.unwrap();
+            let topic = read.state_event(&room, &StateEventType::RoomTopic, "")?.unwrap();
+            let news = read.current_state_since(&room, since)?.len();
+            let order: Vec<_> = read
+                .timeline(&room, i64::MIN, i64::MAX, Direction::Forward, 1000)?
+                .iter()
+                .map(|event| (event.position, event.state_before, event.state_after))
+                .collect();
+            Ok::<_, Error>((room, topic.pdu.content_field::<String>("topic"), news, order))
+        })
+    };
+    let (before, topic, _, order) = glance(0).unwrap();
+    assert_eq!(topic, None);
+    assert_eq!(bravo.bodies(&room_id), ["last"]);
+
+    assert_eq!(bravo.receive(&room_id, &carried), ["Accept", "Accept", "Known"]);
+    let (after, topic, news, order_after) = glance(before.newest).unwrap();
+    assert_eq!(topic.as_deref(), Some("true"));
+    assert_eq!(news, 1, "clients are told the topic again");
+    assert_eq!(bravo.bodies(&room_id), ["true", "last"]);
+    assert_eq!((after.extremities, after.state), (before.extremities, before.state));
+    assert_eq!(order_after, order);
+    assert_eq!(bravo.receive(&room_id, &gutted), ["Known", "Known", "Known"]);
 }

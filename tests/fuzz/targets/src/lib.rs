@@ -125,9 +125,11 @@ pub fn pdu(bytes: &[u8]) {
             event.event_id().to_owned(),
             event.room_id().to_owned(),
             event.json().into(),
+            &rules,
         );
         let from_store = from_store.expect("the store gives back what was parsed");
         assert_eq!(event.sender(), from_store.sender());
+        assert_eq!(event.redacts(), from_store.redacts());
         // The specification wants no server's signature under the answer to a third-party invite.
         let needs_signature = !incoming.servers().is_empty();
         let signed = incoming.verify(&NoKeys, &rules).is_ok();
