@@ -2,7 +2,11 @@
 
 #![cfg(test)]
 
+mod authorisation;
 mod checks;
 mod convergence;
 mod creation;
+mod events;
+mod graphs;
 mod server;
+mod short;

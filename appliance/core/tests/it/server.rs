@@ -106,6 +106,21 @@ impl Server {
         }
     }
 
+    /// Puts an event in place as a forward extremity with this state after it, without asking whether it is allowed.
+    pub(crate) fn place(&mut self, signed: Signed, state: StateMap) {
+        let event_id = signed.pdu().event_id().to_owned();
+        let after = self.store(state);
+        // What was placed before stays an extremity if it is a message: state events make a line.
+        let followed = |known: &Known| known.pdu.state_key().is_some();
+        self.insert(signed, Status::Accepted, false, after);
+        let events = &self.events;
+        if let Some(head) = &mut self.head {
+            head.state = after;
+            head.extremities.retain(|id| !followed(&events[id].0));
+            head.extremities.push(event_id);
+        }
+    }
+
     /// A local user does something; the event is drafted, sealed, signed and put in place.
     pub(crate) fn send(&mut self, intent: Intent, keys: &Keys) -> Result<Signed, room::Refusal> {
         let head = self.head.clone().unwrap();
