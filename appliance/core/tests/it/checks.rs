@@ -134,37 +134,13 @@ fn what_the_rules_forbid_is_rejected_and_carries_nothing() {
         }
         let before = alpha.current();
         let head = alpha.head.clone().unwrap();
-        let forged = forge(&alpha, BOB, "m.room.name", r#"{"name":"mine"}"#, &keys);
+        let name = state(BOB, "m.room.name", "", r#"{"name":"mine"}"#, 4000);
+        let forged = alpha.forge(name, &head.extremities, &keys);
         let verdict = alpha.receive(forged.as_bytes(), &keys, NOW);
         assert!(matches!(verdict, Verdict::Reject(..)), "{verdict:?}");
         assert_eq!(alpha.current(), before);
         assert_eq!(alpha.head.clone().unwrap().extremities, head.extremities);
     }
-}
-
-/// A state event that its sender has no right to send, well-formed and well-signed.
-fn forge(server: &Server, sender: &str, kind: &str, json: &str, keys: &Keys) -> String {
-    let head = server.head.clone().unwrap();
-    let last = &server.events[&head.extremities[0]].0.pdu;
-    let current = server.current();
-    let mut auth: Vec<_> = [("m.room.power_levels", ""), ("m.room.member", sender)]
-        .iter()
-        .map(|(kind, key)| current[&((*kind).to_owned(), (*key).to_owned())].clone())
-        .collect();
-    if head.version != RoomVersionId::V12 {
-        auth.push(current[&("m.room.create".to_owned(), String::new())].clone());
-    }
-    let mut object = content(&format!(
-        r#"{{"type":"{kind}","state_key":"","sender":"{sender}","content":{json},"depth":{},
-            "room_id":"{}","origin_server_ts":4000,"prev_events":{},"auth_events":{}}}"#,
-        last.depth() + 1,
-        last.room_id(),
-        serde_json::to_string(&head.extremities).unwrap(),
-        serde_json::to_string(&auth).unwrap(),
-    ));
-    ruma::signatures::add_content_hash_to_event(&mut object).unwrap();
-    let pdu = sallyport_core::event::Pdu::new(object, &server.rules).unwrap();
-    keys.sign(&std::sync::Arc::new(pdu), &server.rules).to_wire().unwrap()
 }
 
 #[test]

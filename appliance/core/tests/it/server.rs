@@ -136,6 +136,34 @@ impl Server {
         Ok(signed)
     }
 
+    /// An event that follows these, well-formed and well-signed; nobody asks whether its sender has the right to send it.
+    pub(crate) fn forge(&self, intent: Intent, prev: &[OwnedEventId], keys: &Keys) -> String {
+        let current = self.current();
+        let mut auth: Vec<_> =
+            [("m.room.power_levels", ""), ("m.room.member", intent.sender.as_str())]
+                .iter()
+                .filter_map(|(kind, key)| current.get(&((*kind).to_owned(), (*key).to_owned())))
+                .collect();
+        if !self.rules.authorization.room_create_event_id_as_room_id {
+            auth.push(&current[&("m.room.create".to_owned(), String::new())]);
+        }
+        let depth = prev.iter().map(|id| self.events[id].0.pdu.depth()).max().unwrap() + 1;
+        let mut object = content(
+            &serde_json::json!({
+                "type": intent.kind, "sender": intent.sender, "content": intent.content,
+                "room_id": self.events[&prev[0]].0.pdu.room_id(), "depth": depth,
+                "origin_server_ts": intent.origin_server_ts.0, "prev_events": prev, "auth_events": auth,
+            })
+            .to_string(),
+        );
+        if let Some(key) = intent.state_key {
+            object.insert("state_key".to_owned(), CanonicalJsonValue::String(key));
+        }
+        ruma::signatures::add_content_hash_to_event(&mut object).unwrap();
+        let pdu = Arc::new(Pdu::new(object, &self.rules).unwrap());
+        keys.sign(&pdu, &self.rules).to_wire().unwrap()
+    }
+
     /// An event arrives: judged, and put in place if it has one.
     pub(crate) fn receive(&mut self, bytes: &[u8], keys: &Keys, now: Millis) -> Verdict {
         let incoming = match room::parse(bytes, &self.rules) {
@@ -207,9 +235,39 @@ impl Server {
         }
     }
 
+    /// What was decided about an event: whether it is rejected, and the state after it.
+    pub(crate) fn judgement(
+        &self,
+        event_id: &EventId,
+    ) -> (bool, BTreeMap<(String, String), OwnedEventId>) {
+        let (known, _) = &self.events[event_id];
+        (known.status == Status::Rejected, self.state(known.state_after.unwrap()))
+    }
+
+    /// Events that no event follows, rejected ones aside.
+    pub(crate) fn leaves(&self) -> Vec<OwnedEventId> {
+        let standing =
+            || self.events.values().filter(|(known, _)| known.status != Status::Rejected);
+        let followed: BTreeSet<_> =
+            standing().flat_map(|(known, _)| known.pdu.prev_events()).collect();
+        let leaves = standing().map(|(known, _)| known.pdu.event_id());
+        leaves.filter(|id| !followed.contains(&(*id).to_owned())).map(ToOwned::to_owned).collect()
+    }
+
+    /// The forward extremities, in order.
+    pub(crate) fn ends(&self) -> Vec<OwnedEventId> {
+        let mut ends = self.head.clone().unwrap().extremities;
+        ends.sort();
+        ends
+    }
+
     /// The current state, in order.
     pub(crate) fn current(&self) -> BTreeMap<(String, String), OwnedEventId> {
-        self.states[self.head.as_ref().unwrap().state.0 as usize]
+        self.state(self.head.as_ref().unwrap().state)
+    }
+
+    fn state(&self, state: StateId) -> BTreeMap<(String, String), OwnedEventId> {
+        self.states[state.0 as usize]
             .iter()
             .map(|((kind, key), id)| ((kind.to_string(), key.clone()), id.clone()))
             .collect()
