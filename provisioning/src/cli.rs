@@ -6,7 +6,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     client::{self, Box as TheBox},
-    command::{audit, bundle, card, ceremony, clock, codes, peer, roster, status, stick, token},
+    command::{
+        approve, audit, bundle, card, ceremony, clock, codes, peer, roster, status, stick, token,
+    },
     output::Output,
     terminal,
 };
@@ -19,8 +21,13 @@ A first day, step by step:
   sallyctl roster dry-run|import  see what it changes, then do it
   sallyctl codes print            print the slips with the activation codes
 
+When officers must approve (a policy of the enclave's card, `ceremony sign-card --help`):
+  sallyctl bundle export          says how many are missing and what each of them types
+  sallyctl approve export|import  is what each types, at their own desk
+  sallyctl bundle export --approval FILE --approval FILE
+
 Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 the box does not answer,
-4 a second person must approve, 5 the audit log was tampered with.";
+4 officers must approve, 5 the audit log was tampered with.";
 
 /// Administer a Sallyport box: rosters, pairing cards, bundles, key ceremonies.
 #[derive(Parser)]
@@ -76,6 +83,9 @@ enum Command {
     /// Export and import bundles: what enclaves send each other on sticks.
     #[command(subcommand)]
     Bundle(bundle::Command),
+    /// Approve, as an officer, a command that somebody else gives: exports, imports and the like.
+    #[command(subcommand)]
+    Approve(approve::Command),
     /// Verify the audit log.
     #[command(subcommand)]
     Audit(audit::Command),
@@ -106,6 +116,7 @@ impl Cli {
             Command::Card(command) => command.run(&the_box, &out),
             Command::Peer(command) => command.run(&the_box, &out),
             Command::Bundle(command) => command.run(&the_box, &out),
+            Command::Approve(command) => command.run(&out),
             Command::Audit(command) => command.run(&the_box, &out),
             Command::Token(command) => command.run(&the_box, &out),
             Command::Clock(command) => command.run(&the_box, &out),

@@ -46,7 +46,7 @@ pub(crate) enum Error {
     /// It said no; the text is the box's own.
     #[error("{0}")]
     Refused(String),
-    /// It said that a second person must approve; the text is the box's own.
+    /// It said that officers must approve, or that an approval does not count; the text is the box's own.
     #[error("{0}")]
     NeedsApproval(String),
     /// The answer is not one of a box.
@@ -97,11 +97,12 @@ impl Box {
     pub(crate) fn send_file<T: DeserializeOwned>(
         &self,
         path: &str,
+        approvals: Vec<Approval>,
         file: File,
     ) -> anyhow::Result<T> {
         let left = file.metadata().context("cannot see how large the file is")?.len();
         let body = FileBody { file, left }.boxed();
-        self.json(self.authorised(Method::POST, path, vec![])?, body)
+        self.json(self.authorised(Method::POST, path, approvals)?, body)
     }
 
     /// Gets a file.
@@ -111,8 +112,13 @@ impl Box {
     }
 
     /// Gives a command whose answer is a file.
-    pub(crate) fn command_fetch(&self, path: &str, to: &mut impl Write) -> anyhow::Result<u64> {
-        self.file(self.authorised(Method::POST, path, vec![])?, to)
+    pub(crate) fn command_fetch(
+        &self,
+        path: &str,
+        approvals: Vec<Approval>,
+        to: &mut impl Write,
+    ) -> anyhow::Result<u64> {
+        self.file(self.authorised(Method::POST, path, approvals)?, to)
     }
 
     fn authorised(

@@ -1,5 +1,6 @@
 //! One file per group of commands.
 
+pub(crate) mod approve;
 pub(crate) mod audit;
 pub(crate) mod bundle;
 pub(crate) mod card;

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use nix::fcntl::OFlag;
+use sallyport_core::digest::{Hasher, Sha256};
 
 /// Reads a file of at most `bytes_max` bytes.
 pub(crate) fn read(path: &Path, bytes_max: usize) -> anyhow::Result<Vec<u8>> {
@@ -40,6 +41,22 @@ pub(crate) fn read_all(file: File, path: &Path, bytes_max: usize) -> anyhow::Res
         bail!("{} is larger than the {bytes_max} bytes that such a file may have", path.display());
     }
     Ok(bytes)
+}
+
+/// The hash of an open file of any size, and how many bytes it has.
+pub(crate) fn hash(mut file: File, path: &Path) -> anyhow::Result<(Sha256, u64)> {
+    const PIECE_BYTES: usize = 256 * 1024;
+    let (mut hasher, mut bytes) = (Hasher::default(), 0);
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        let read =
+            file.read(&mut piece).with_context(|| format!("cannot read {}", path.display()))?;
+        let Some(read) = piece.get(..read).filter(|read| !read.is_empty()) else {
+            return Ok((hasher.finish(), bytes));
+        };
+        hasher.update(read);
+        bytes += read.len() as u64;
+    }
 }
 
 /// Makes a new file that only its owner may read; refuses to replace one.

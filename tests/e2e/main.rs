@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod approvals;
 mod carried;
 mod dependencies;
 mod dev;

@@ -174,11 +174,20 @@ impl Desk {
         serde_json::from_slice(&codes).context("the file of codes")
     }
 
-    /// Has the enclave root sign the box's pairing card and gives it to the box. The card stays on the desk.
+    /// Has the enclave root sign the box's pairing card and gives it to the box. The card stays on the desk. No officer need approve
+    /// bundles.
     ///
     /// # Errors
     /// When a step is refused.
     pub fn issue_card(&self) -> Result<()> {
+        self.issue_card_with("0")
+    }
+
+    /// As [`Desk::issue_card`]; so many officers must approve each export and each import.
+    ///
+    /// # Errors
+    /// When a step is refused.
+    pub fn issue_card_with(&self, approvals: &str) -> Result<()> {
         let name = &self.name;
         let said = self.sallyctl(&["card", "request", "--out", "card.request"])?;
         let hash = said.split_whitespace().last().context("no hash of the request")?;
@@ -197,6 +206,10 @@ impl Desk {
             name,
             "--serial",
             "1",
+            "--export-approvals",
+            approvals,
+            "--import-approvals",
+            approvals,
             "--out",
             &card,
         ])?;

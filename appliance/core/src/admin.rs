@@ -1,7 +1,9 @@
 //! The protocol of the administration socket: HTTP/1.1 over a Unix socket, JSON bodies, files as they are.
 //!
 //! Every command that changes something carries the header [`AUTHORITY`] with who gives it and who approved it; the box
-//! writes both, and what it sees of the caller itself, into its audit log in the transaction of the change.
+//! writes both, and what it sees of the caller itself, into its audit log in the transaction of the change. Each approval
+//! that comes with a command must count ([`verify`]). An export and an import need as many officers as the policy of the enclave's own card
+//! says, and a roster that locks many accounts needs one; other files may be approved, and the remaining commands may not.
 //!
 //! | method and path | body | answer |
 //! |---|---|---|
@@ -29,7 +31,7 @@ mod card_request;
 use ruma::OwnedServerName;
 use serde::{Deserialize, Serialize};
 
-pub use approval::{Approval, Consent, NotApproved};
+pub use approval::{Approval, Approvers, Consent, NotApproved, Unapproved, verify};
 pub use card_request::{CardRequest, CardTerms, NotARequest};
 
 use crate::{

@@ -115,10 +115,10 @@ pub struct Policy {
     /// Whether it sends, receives, or both.
     #[n(2)]
     pub direction: Direction,
-    /// How many officers approve an export.
+    /// How many officers must approve an export. Binds the box whose card it is.
     #[n(3)]
     pub export_approvals: u8,
-    /// How many officers approve an import.
+    /// How many officers must approve an import. Binds the box whose card it is.
     #[n(4)]
     pub import_approvals: u8,
 }

@@ -62,6 +62,7 @@ impl From<token::Error> for AdminError {
     fn from(error: token::Error) -> Self {
         let code = match &error {
             token::Error::Store(error) => of_store(error),
+            token::Error::Approval(_) => ErrorCode::NeedsApproval,
             token::Error::Token(_) => ErrorCode::Unavailable,
         };
         Self::new(code, error)
@@ -77,7 +78,7 @@ impl From<roster::Error> for AdminError {
             | Error::UnknownLocks(_)
             | Error::Overtaken
             | Error::TooLong(_) => ErrorCode::Refused,
-            Error::MassLock(_) | Error::NotApproved { .. } => ErrorCode::NeedsApproval,
+            Error::MassLock { .. } | Error::Approval(_) => ErrorCode::NeedsApproval,
             Error::NoRandomness(_) => ErrorCode::Internal,
             Error::Store(error) => of_store(error),
         };
@@ -92,6 +93,7 @@ impl From<activation::Error> for AdminError {
             Error::NotACode(_) | Error::Unknown | Error::Password(_) | Error::TooMany => {
                 ErrorCode::Refused
             }
+            Error::Approval(_) => ErrorCode::NeedsApproval,
             Error::NoAccount(_) => ErrorCode::NotFound,
             Error::NoRandomness(_) => ErrorCode::Internal,
             Error::Store(error) => of_store(error),
@@ -104,6 +106,7 @@ impl From<peers::Error> for AdminError {
     fn from(error: peers::Error) -> Self {
         let code = match &error {
             peers::Error::Store(error) => of_store(error),
+            peers::Error::Approval(_) => ErrorCode::NeedsApproval,
             _ => ErrorCode::Refused,
         };
         Self::new(code, error)
@@ -114,6 +117,7 @@ impl From<clock::Error> for AdminError {
     fn from(error: clock::Error) -> Self {
         let code = match &error {
             clock::Error::Store(error) => of_store(error),
+            clock::Error::Approval(_) => ErrorCode::NeedsApproval,
             clock::Error::Behind { .. } => ErrorCode::Refused,
         };
         Self::new(code, error)
@@ -125,6 +129,7 @@ impl From<bundle::Error> for AdminError {
         use bundle::Error;
         let code = match &error {
             Error::Store(error) => of_store(error),
+            Error::Approval(_) => ErrorCode::NeedsApproval,
             Error::Token(_) | Error::Unsigned(_) => ErrorCode::Unavailable,
             Error::File { .. } | Error::Write(_) | Error::NoRandomness(_) => ErrorCode::Internal,
             Error::NotAPeer(_) => ErrorCode::NotFound,

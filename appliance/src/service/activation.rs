@@ -2,7 +2,7 @@
 
 use ruma::{OwnedUserId, ServerName, UserId};
 use sallyport_core::{
-    admin::{CodesRequest, IssuedCode},
+    admin::{CodesRequest, IssuedCode, Unapproved},
     audit::Entry,
     limits::ACTIVATION_CODES_MAX,
     roster::{
@@ -37,6 +37,9 @@ pub enum Error {
     /// More codes than one command gives out.
     #[error("more than {ACTIVATION_CODES_MAX} codes at once: name fewer accounts")]
     TooMany,
+    /// An approval does not count, or some are missing.
+    #[error(transparent)]
+    Approval(#[from] Unapproved),
     /// No randomness for codes.
     #[error("no activation codes can be made")]
     NoRandomness(#[from] Interrupted),
@@ -92,6 +95,7 @@ pub fn renew(
     order: &Order,
     random: &dyn Fn() -> Result<[u8; RANDOM_BYTES], Interrupted>,
 ) -> Result<Vec<IssuedCode>, Error> {
+    let mandate = order.alone()?;
     let accounts = wanted(store, ours, request)?;
     let mut codes = Vec::with_capacity(accounts.len());
     for accounts in accounts.chunks(SLICE) {
@@ -99,14 +103,14 @@ pub fn renew(
         for user_id in accounts {
             work.push((user_id.clone(), ActivationCode::from_random(&random()?)));
         }
-        let (now, order) = (order.now, order.clone());
+        let (now, mandate) = (order.now, mandate.clone());
         let given: Result<Vec<IssuedCode>, Error> = store.write(move |write| {
             let mut codes = Vec::with_capacity(work.len());
             for (user_id, code) in &work {
                 // Locked or gone since it was looked up.
                 let Some(account) = write.roster_account(user_id)? else { continue };
                 codes.push(give(write, user_id, &account, code, now)?);
-                write.append_audit(order.entry("activation.renew", user_id, []))?;
+                write.append_audit(mandate.entry("activation.renew", user_id, []))?;
             }
             Ok(codes)
         });

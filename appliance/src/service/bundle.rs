@@ -14,7 +14,12 @@ mod users;
 use std::{io, path::PathBuf};
 
 use ruma::OwnedServerName;
-use sallyport_core::bundle;
+use sallyport_core::{
+    admin::Unapproved,
+    bundle,
+    card::{Card, Policy},
+};
+use sallyport_store::Store;
 
 use super::{clock, own_keys, peers, receive, signer};
 
@@ -24,6 +29,9 @@ pub enum Error {
     /// The database failed.
     #[error("the database failed; what was imported so far is kept, try again")]
     Store(#[from] sallyport_store::Error),
+    /// An approval does not count, or some are missing.
+    #[error(transparent)]
+    Approval(#[from] Unapproved),
     /// The box's keys are not to be had.
     #[error(transparent)]
     Keys(#[from] own_keys::Error),
@@ -83,6 +91,12 @@ pub enum Error {
     /// No randomness.
     #[error("no randomness is available")]
     NoRandomness(#[from] crate::app::Interrupted),
+}
+
+/// What the enclave's own card says: it binds this box. Without a card nothing is exchanged.
+fn own_policy(store: &Store) -> Result<Policy, Error> {
+    let card = store.read(|read| read.own_card())?.ok_or(Error::NoOwnCard)?;
+    Ok(Card::stored(&card).map_err(peers::Error::from)?.content().policy.clone())
 }
 
 fn file(action: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Error {

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use sallyport_core::time::Millis;
+use sallyport_core::{admin::Unapproved, time::Millis};
 use sallyport_store::Store;
 
 use super::order::Order;
@@ -20,6 +20,9 @@ pub enum Error {
     /// The database failed.
     #[error("the newest time seen cannot be read or kept")]
     Store(#[from] sallyport_store::Error),
+    /// An approval does not count, or some are missing.
+    #[error(transparent)]
+    Approval(#[from] Unapproved),
     /// The clock went backwards.
     #[error(
         "the clock is {} minutes behind the newest time this box has seen: set the clock, or if that time was wrong have an officer accept the clock as it is (sallyctl clock accept)",
@@ -50,14 +53,14 @@ pub fn check(store: &Store, now: Millis) -> Result<(), Error> {
 /// An officer says that the clock is right although it went backwards; answers the time that counts from now on.
 ///
 /// # Errors
-/// If the database fails.
+/// If the database fails, or there are approvals: nobody approves the time.
 pub fn accept(store: &Store, order: &Order) -> Result<Millis, Error> {
-    let (now, order) = (order.now, order.clone());
+    let (now, mandate) = (order.now, order.alone()?);
     store.write(move |write| {
         let newest = write.last_time()?.unwrap_or_default();
         let details = [("newest_seen_ms", newest.0.to_string())];
         write.note_time(now)?;
-        write.append_audit(order.entry("clock.accept", now.0, details))
+        write.append_audit(mandate.entry("clock.accept", now.0, details))
     })?;
     Ok(now)
 }

@@ -2,7 +2,7 @@
 
 use ruma::ServerName;
 use sallyport_core::{
-    admin::CardRequest,
+    admin::{CardRequest, Consent, Unapproved},
     card::{Card, CardError, CourierKey, EncryptionKey, EncryptionSuite, Mismatch, Proposed},
     event::{KeyDocument, KeyDocumentError},
     limits,
@@ -23,6 +23,9 @@ pub enum Error {
     /// The database failed.
     #[error("cards cannot be read or kept")]
     Store(#[from] sallyport_store::Error),
+    /// An approval does not count, or some are missing.
+    #[error(transparent)]
+    Approval(#[from] Unapproved),
     /// The box's keys are not to be had.
     #[error(transparent)]
     Keys(#[from] own_keys::Error),
@@ -86,7 +89,7 @@ pub fn encryption_key(store: &Store, not_after: Millis) -> Result<EncryptionKey,
 /// Installs the box's own card, as the enclave root signed it.
 ///
 /// # Errors
-/// If it is not valid, of another server, or names other keys than the box has.
+/// If it is not valid, of another server, names other keys than the box has, or an approval does not count.
 pub fn install_own_card(app: &App, bytes: Vec<u8>, order: &Order) -> Result<Card, Error> {
     let card = Card::stored(&bytes)?;
     card.check_time(order.now)?;
@@ -101,8 +104,10 @@ pub fn install_own_card(app: &App, bytes: Vec<u8>, order: &Order) -> Result<Card
             "the card does not name this box's courier key: ask the box for a new request and have that signed",
         ));
     }
+    let wanted = Consent::to_own_card(app.config.server_name.clone(), card.hash());
+    let mandate = order.approved(&app.config.roster.trusted_keys, None, &wanted)?;
     let serial = ("serial", card.content().serial.to_string());
-    let entry = order.entry("card.install", card.hash(), [serial]);
+    let entry = mandate.entry("card.install", card.hash(), [serial]);
     app.store.write(move |write| {
         write.set_own_card(&bytes)?;
         write.append_audit(entry)
@@ -113,7 +118,7 @@ pub fn install_own_card(app: &App, bytes: Vec<u8>, order: &Order) -> Result<Card
 /// Pairs with an enclave: an officer typed the fingerprint that the other enclave's officer read aloud.
 ///
 /// # Errors
-/// If the card is not valid, or the fingerprint is another: then nothing changes.
+/// If the card is not valid, the fingerprint is another, or an approval does not count: then nothing changes.
 pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, order: &Order) -> Result<Card, Error> {
     let now = order.now;
     let proposed = Proposed::parse(&bytes, now)?;
@@ -126,8 +131,10 @@ pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, order: &Order) -> Resu
     let server = card.content().server_name.clone();
     let document = String::from_utf8_lossy(&card.content().server_keys).into_owned();
     let document = KeyDocument::verify(&document, &server, card.content().not_before)?;
+    let wanted = Consent::to_pairing(app.config.server_name.clone(), card.hash());
+    let mandate = order.approved(&app.config.roster.trusted_keys, None, &wanted)?;
     let hash = ("card", card.hash().to_string());
-    let entry = order.entry("peer.add", &server, [hash]);
+    let entry = mandate.entry("peer.add", &server, [hash]);
     app.store.write(move |write| {
         write.set_peer(&server, &bytes, now)?;
         write.keep_server_keys(&document)?;

@@ -6,7 +6,7 @@
 
 use ruma::{OwnedUserId, ServerName};
 use sallyport_core::{
-    admin::{Consent, IssuedCode, NotApproved, RosterImported, RosterReport, RosterState},
+    admin::{Consent, IssuedCode, RosterImported, RosterReport, RosterState, Unapproved},
     cose::KeyId,
     limits::{ACTIVATION_MS_MAX, ROSTER_REPORT_NAMES_MAX},
     roster::{
@@ -21,9 +21,11 @@ use sallyport_core::{
 };
 use sallyport_store::{Store, Write};
 
-use super::order::Order;
+use super::order::{Mandate, Order};
 use crate::app::Interrupted;
 
+/// Officers who must approve that unusually many accounts are locked, beside the one who signed the roster.
+const MASS_LOCK_APPROVALS: usize = 1;
 /// Accounts in one transaction: about 20 ms of the writer.
 const SLICE: usize = 250;
 
@@ -39,17 +41,17 @@ pub enum Error {
     /// It locks accounts that do not exist.
     #[error(transparent)]
     UnknownLocks(#[from] UnknownLocks),
-    /// It locks unusually many accounts.
+    /// An approval does not count.
     #[error(transparent)]
-    MassLock(#[from] MassLock),
-    /// It locks unusually many accounts, and an approval does not count.
-    #[error("{stop}; {why}")]
-    NotApproved {
+    Approval(#[from] Unapproved),
+    /// It locks unusually many accounts, and no officer approved that.
+    #[error("{stop}")]
+    MassLock {
         /// What is to be approved.
         stop: MassLock,
-        /// Why the approval does not count.
+        /// How that is done.
         #[source]
-        why: NotApproved,
+        why: Unapproved,
     },
     /// Another import was finished since this one was planned.
     #[error("another roster was imported at the same time: look what is left to do with a dry run")]
@@ -99,17 +101,14 @@ pub fn import(
     let (before, current) = situation(store)?;
     verified.roster.head.admit(ours, current.last)?;
     let plan = diff(&verified.roster, current.accounts)?;
-    let approvals = match plan.counts.mass_lock() {
-        Some(stop) => approved(stop, &verified, officers, order)?,
-        None => Vec::new(),
-    };
+    let mandate = approved(&plan, &verified, officers, order)?;
     let report = report(&verified, &plan, None);
-    begin(store, before, &report, approvals, order)?;
+    begin(store, before, &report, &mandate)?;
     let mut codes = Vec::new();
     for steps in plan.steps.chunks(SLICE) {
         codes.extend(slice(store, ours, &report.head, steps, order.now, random)?);
     }
-    finish(store, &report, codes.len(), order)?;
+    finish(store, &report, codes.len(), &mandate)?;
     Ok(RosterImported { report, codes })
 }
 
@@ -145,37 +144,32 @@ fn report(verified: &Verified, plan: &Plan<'_>, mass_lock: Option<MassLock>) -> 
     }
 }
 
-/// The officers whose approvals count, at least one; each approval that was given must count.
+/// A roster that locks unusually many accounts needs another officer than the one who signed it.
 fn approved(
-    stop: MassLock,
+    plan: &Plan<'_>,
     verified: &Verified,
     officers: &[PublicKey],
     order: &Order,
-) -> Result<Vec<String>, Error> {
-    let wanted = Consent {
-        enclave: verified.roster.head.enclave.clone(),
-        action: Consent::MASS_LOCK.to_owned(),
-        subject: verified.subject,
-        at: order.now,
-    };
-    let mut names = Vec::new();
-    for approval in &order.authority.approvals {
-        let officer = approval
-            .verify(officers, &verified.signer, &wanted)
-            .map_err(|why| Error::NotApproved { stop, why })?;
-        names.push(KeyId::of(officer).to_string());
+) -> Result<Mandate, Error> {
+    let head = &verified.roster.head;
+    let wanted = Consent::to_mass_lock(head.enclave.clone(), verified.subject);
+    let mandate = order.approved(officers, Some(&verified.signer), &wanted)?;
+    if let Some(stop) = plan.counts.mass_lock() {
+        let what = || format!("roster {}", head.serial);
+        let command = || "sallyctl approve roster ROSTER --token TOKEN --out APPROVAL".to_owned();
+        let enough = mandate.approvers().require(MASS_LOCK_APPROVALS, what, command);
+        enough.map_err(|why| Error::MassLock { stop, why })?;
     }
-    if names.is_empty() { Err(stop.into()) } else { Ok(names) }
+    Ok(mandate)
 }
 
 fn begin(
     store: &Store,
     before: Option<RosterState>,
     report: &RosterReport,
-    approvals: Vec<String>,
-    order: &Order,
+    mandate: &Mandate,
 ) -> Result<(), Error> {
-    let mut entry = order.entry(
+    let entry = mandate.entry(
         "roster.import",
         report.subject,
         [
@@ -184,7 +178,6 @@ fn begin(
             ("changes", report.counts.to_string()),
         ],
     );
-    entry.approvals = approvals;
     store.write(move |write| {
         if write.last_roster()? != before {
             return Err(Error::Overtaken);
@@ -194,11 +187,16 @@ fn begin(
     })
 }
 
-fn finish(store: &Store, report: &RosterReport, codes: usize, order: &Order) -> Result<(), Error> {
+fn finish(
+    store: &Store,
+    report: &RosterReport,
+    codes: usize,
+    mandate: &Mandate,
+) -> Result<(), Error> {
     let details = [("serial", report.head.serial.to_string()), ("codes", codes.to_string())];
-    let entry = order.entry("roster.imported", report.subject, details);
+    let entry = mandate.entry("roster.imported", report.subject, details);
     let RosterReport { head, signer, subject, .. } = report.clone();
-    let now = order.now;
+    let now = mandate.now();
     store.write(move |write| {
         write.finish_roster(&head, subject, &signer, now)?;
         write.append_audit(entry)?;

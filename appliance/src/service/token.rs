@@ -1,5 +1,6 @@
 //! The PIN of the token, which a person gives when the box has none that works.
 
+use sallyport_core::admin::Unapproved;
 use sallyport_hsm::{Pin, Token};
 use sallyport_store::Store;
 
@@ -8,6 +9,9 @@ use super::order::Order;
 /// Why the token was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// An approval does not count, or some are missing.
+    #[error(transparent)]
+    Approval(#[from] Unapproved),
     /// The database failed, so the audit log does not tell of it.
     #[error("the audit log cannot be written")]
     Store(#[from] sallyport_store::Error),
@@ -22,10 +26,11 @@ pub enum Error {
 /// # Errors
 /// If the log cannot be written, before the PIN is used; or if the token does not open.
 pub fn unlock(store: &Store, token: &dyn Token, pin: Pin, order: &Order) -> Result<(), Error> {
-    let attempt = order.entry("token.unlock", "", []);
+    let mandate = order.alone()?;
+    let attempt = mandate.entry("token.unlock", "", []);
     store.write(move |write| write.append_audit(attempt))?;
     token.reopen(pin).map_err(Error::Token)?;
-    let success = order.entry("token.unlocked", "", []);
+    let success = mandate.entry("token.unlocked", "", []);
     store.write(move |write| write.append_audit(success))?;
     Ok(())
 }

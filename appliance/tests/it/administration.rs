@@ -72,12 +72,8 @@ impl Fixture {
     }
 
     fn approve(&self, officer: usize, subject: Sha256) -> Approval {
-        let consent = Consent {
-            enclave: "alpha.example".try_into().unwrap(),
-            action: Consent::MASS_LOCK.to_owned(),
-            subject,
-            at: NOW,
-        };
+        let enclave = "alpha.example".try_into().unwrap();
+        let consent = Consent::to_mass_lock(enclave, subject);
         self.officers.approve(officer, &consent)
     }
 }
@@ -294,7 +290,13 @@ async fn locking_many_needs_a_second_officer() {
     let own = admin.with(fixture.approve(0, report.subject));
     assert!(own.refused(path::ROSTER, &smaller).await.1.contains("ask another one"));
     let other = admin.with(fixture.approve(1, Sha256::default()));
-    assert!(other.refused(path::ROSTER, &smaller).await.1.contains("which is not this command"));
+    assert!(
+        other
+            .refused(path::ROSTER, &smaller)
+            .await
+            .1
+            .contains("and this command is roster.mass-lock of")
+    );
 
     let approved = admin.with(fixture.approve(1, report.subject));
     let imported: RosterImported = approved.post(path::ROSTER, &smaller).await;

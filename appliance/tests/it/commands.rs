@@ -19,7 +19,7 @@ use sallyport::{
     telemetry::chain,
 };
 use sallyport_core::{
-    admin::{AUTHORITY, Authority, CodesRequest, FINGERPRINT, path},
+    admin::{AUTHORITY, Approval, Authority, CodesRequest, Consent, FINGERPRINT, path},
     audit::{Row, Tip, verify},
     bundle::unverified_header,
     digest::Sha256,
@@ -36,26 +36,38 @@ use tower::ServiceExt as _;
 
 use crate::bundles::{Enclave, NOW, bare_enclave, order};
 
+pub(crate) const EXPORT: &str = "/admin/v1/bundles/export?peer=bravo.test";
+
 /// One request to the administration socket.
-struct Command {
+pub(crate) struct Command {
     method: Method,
     path: String,
     fingerprint: String,
+    approvals: Vec<Approval>,
     body: Vec<u8>,
 }
 
 impl Command {
     fn new(method: Method, path: &str, body: impl Into<Vec<u8>>) -> Self {
         let (path, body) = (path.to_owned(), body.into());
-        Self { method, path, fingerprint: String::new(), body }
+        Self { method, path, fingerprint: String::new(), approvals: vec![], body }
     }
 
-    async fn give(self, router: &Router, actor: Option<&str>) -> StatusCode {
+    pub(crate) fn post(path: &str, body: &[u8]) -> Self {
+        Self::new(Method::POST, path, body)
+    }
+
+    pub(crate) fn approved(self, approvals: Vec<Approval>) -> Self {
+        Self { approvals, ..self }
+    }
+
+    /// Gives the command; the answer to its end, because a bundle is there when all of it has come.
+    pub(crate) async fn give(self, router: &Router, actor: Option<&str>) -> (StatusCode, Vec<u8>) {
         let mut request = Request::builder().method(self.method).uri(self.path);
         let headers: &mut HeaderMap = request.headers_mut().unwrap();
         headers.insert(FINGERPRINT, HeaderValue::from_str(&self.fingerprint).unwrap());
         if let Some(actor) = actor {
-            let authority = Authority { actor: actor.to_owned(), approvals: vec![] };
+            let authority = Authority { actor: actor.to_owned(), approvals: self.approvals };
             let authority = serde_json::to_vec(&authority).unwrap();
             headers.insert(AUTHORITY, HeaderValue::from_bytes(&authority).unwrap());
         }
@@ -63,13 +75,11 @@ impl Command {
         request.extensions_mut().insert(PeerUser { uid: 0 });
         let answer = router.clone().oneshot(request).await.unwrap();
         let status = answer.status();
-        // To its end: a bundle is there when all of it has come.
-        answer.into_body().collect().await.unwrap();
-        status
+        (status, answer.into_body().collect().await.unwrap().to_bytes().to_vec())
     }
 }
 
-fn log(app: &App) -> Vec<Row> {
+pub(crate) fn log(app: &App) -> Vec<Row> {
     app.store.read(|read| read.audit_rows(0, AUDIT_PAGE_ROWS_MAX)).unwrap()
 }
 
@@ -109,21 +119,34 @@ fn commands(
     bundle: Vec<u8>,
 ) -> Vec<(Command, Vec<(&'static str, String)>)> {
     let roster = roster_of(alpha);
-    let statement = RosterFile::parse(&roster).unwrap().subject().to_string();
-    let card = Sha256::of(&alpha.card).to_string();
+    let statement = RosterFile::parse(&roster).unwrap().subject();
+    let card = Sha256::of(&alpha.card);
     let peer = || "bravo.test".to_owned();
     let none = String::new;
-    let post = |path: &str, body: &[u8]| Command::new(Method::POST, path, body);
+    let post = Command::post;
     let json = serde_json::to_vec(&codes()).unwrap();
+    let ours = || alpha.app.config.server_name.clone();
+    let by_the_second = |consent: &Consent| vec![alpha.officers.approve(1, consent)];
+    let incarnation = alpha.app.store.read(|read| read.incarnation()).unwrap();
+    let to_export = Consent::to_export(ours(), incarnation, server_name!("bravo.test"), 1);
     vec![
-        (Command::new(Method::PUT, path::CARD, alpha.card.clone()), vec![("card.install", card)]),
         (
-            Command { fingerprint: bravo.fingerprint(), ..post(path::PEERS, &bravo.card) },
+            Command::new(Method::PUT, path::CARD, alpha.card.clone())
+                .approved(by_the_second(&Consent::to_own_card(ours(), card))),
+            vec![("card.install", card.to_string())],
+        ),
+        (
+            Command { fingerprint: bravo.fingerprint(), ..post(path::PEERS, &bravo.card) }
+                .approved(by_the_second(&Consent::to_pairing(ours(), Sha256::of(&bravo.card)))),
             vec![("peer.add", peer())],
         ),
         (
-            post(path::ROSTER, &roster),
-            vec![("roster.import", statement.clone()), ("roster.imported", statement)],
+            post(path::ROSTER, &roster)
+                .approved(by_the_second(&Consent::to_mass_lock(ours(), statement))),
+            vec![
+                ("roster.import", statement.to_string()),
+                ("roster.imported", statement.to_string()),
+            ],
         ),
         (
             post(path::ACTIVATION_CODES, &json),
@@ -134,12 +157,10 @@ fn commands(
             post(path::TOKEN_UNLOCK, br#"{"pin":"1234"}"#),
             vec![("token.unlock", none()), ("token.unlocked", none())],
         ),
+        (post(EXPORT, b"").approved(by_the_second(&to_export)), vec![("bundle.export", peer())]),
         (
-            post(&format!("{}?peer=bravo.test", path::BUNDLES_EXPORT), b""),
-            vec![("bundle.export", peer())],
-        ),
-        (
-            post(path::BUNDLES_IMPORT, &bundle),
+            post(path::BUNDLES_IMPORT, &bundle)
+                .approved(by_the_second(&Consent::to_import(ours(), Sha256::of(&bundle)))),
             vec![("bundle.import", peer()), ("bundle.imported", peer())],
         ),
         (post(path::BUNDLES_IMPORT, &bundle), vec![("bundle.known", peer())]),
@@ -154,7 +175,9 @@ async fn every_command_leaves_just_its_rows() {
     for (command, expected) in commands(&alpha, &bravo, fs::read(bundle).unwrap()) {
         let before = log(&alpha.app).len();
         let path = command.path.clone();
-        assert_eq!(command.give(&router, Some("Alice Ä.")).await, StatusCode::OK, "{path}");
+        let approvers: Vec<_> = command.approvals.iter().map(|_| alpha.officers.id(1)).collect();
+        let (status, body) = command.give(&router, Some("Alice Ä.")).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {}", String::from_utf8_lossy(&body));
         let rows = log(&alpha.app).split_off(before);
         let left: Vec<_> =
             rows.iter().map(|row| (row.entry.action.as_str(), row.entry.subject.clone())).collect();
@@ -162,7 +185,7 @@ async fn every_command_leaves_just_its_rows() {
         for row in rows {
             let entry = row.entry;
             assert_eq!((entry.actor.as_str(), entry.at), ("Alice Ä.", NOW), "{path}");
-            assert!(entry.approvals.is_empty(), "{path}");
+            assert_eq!(entry.approvals, approvers, "{path}");
             assert!(entry.evidence.starts_with("administration socket, uid 0"), "{path}");
         }
         paths.insert(path.split('?').next().unwrap().to_owned());
@@ -176,7 +199,7 @@ async fn every_command_leaves_just_its_rows() {
     for path in all {
         for method in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH] {
             let uri = format!("{path}?peer=bravo.test");
-            let status = Command::new(method.clone(), &uri, "").give(&router, None).await;
+            let (status, _) = Command::new(method.clone(), &uri, "").give(&router, None).await;
             if status == StatusCode::METHOD_NOT_ALLOWED {
                 continue;
             }
@@ -192,7 +215,7 @@ async fn every_command_leaves_just_its_rows() {
 async fn a_command_that_fails_leaves_a_row_that_says_so() {
     let (alpha, bravo, _) = pair();
     let router = admin_router(Arc::clone(&alpha.app));
-    let post = |path: &str, body: &[u8]| Command::new(Method::POST, path, body);
+    let post = Command::post;
     let hash = |bytes: &[u8]| Sha256::of(bytes).to_string();
     let unknown = CodesRequest { localparts: vec!["bob".parse().unwrap()], all_waiting: false };
     let swapped = Command { fingerprint: alpha.fingerprint(), ..post(path::PEERS, &bravo.card) };
@@ -211,17 +234,12 @@ async fn a_command_that_fails_leaves_a_row_that_says_so() {
             String::new(),
             "bob is not an active account",
         ),
-        (
-            post(&format!("{}?peer=bravo.test", path::BUNDLES_EXPORT), b""),
-            "bundle.export.failed",
-            "bravo.test".to_owned(),
-            "is not a peer",
-        ),
+        (post(EXPORT, b""), "bundle.export.failed", "bravo.test".to_owned(), "is not a peer"),
         (post(path::BUNDLES_IMPORT, b"x"), "bundle.import.failed", hash(b"x"), "not accepted"),
     ];
     for (command, action, subject, says) in table {
         let before = log(&alpha.app).len();
-        assert!(!command.give(&router, Some("alice")).await.is_success(), "{action}");
+        assert!(!command.give(&router, Some("alice")).await.0.is_success(), "{action}");
         let rows = log(&alpha.app).split_off(before);
         let [row] = rows.as_slice() else { panic!("{rows:?}") };
         assert_eq!((row.entry.action.as_str(), &row.entry.subject), (action, &subject));
@@ -370,7 +388,7 @@ fn an_import_whose_end_cannot_be_recorded_goes_on_later() {
     let app = &alpha.app;
     let sha256 = Sha256::of(&fs::read(&bundle).unwrap());
     let details = [("sequence", "1".to_owned()), ("sha256", sha256.to_string())];
-    let begin = order().entry("bundle.import", "bravo.test", details);
+    let begin = order().alone().unwrap().entry("bundle.import", "bravo.test", details);
     // The first row has just as many bytes as a row may have; the last one has two more.
     let room = AUDIT_ROW_BYTES_MAX - begin.bytes() + begin.evidence.len();
     let tight = Order { evidence: "x".repeat(room), ..order() };

@@ -5,6 +5,8 @@ mod accounts;
 #[cfg(test)]
 mod administration;
 #[cfg(test)]
+mod approvals;
+#[cfg(test)]
 mod bundles;
 #[cfg(test)]
 mod commands;

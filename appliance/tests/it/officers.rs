@@ -4,10 +4,13 @@ use std::{path::Path, time::Duration};
 
 use sallyport_core::{
     admin::{Approval, Consent},
+    cose::KeyId,
     roster::{Roster, signed},
     sign::{KeyRole, Policy, PublicKey},
 };
 use sallyport_hsm::{KeyKind, KeyName, SoftwareToken, Token as _};
+
+use crate::bundles::NOW;
 
 /// Two officers of an enclave, and the token with their keys.
 pub(crate) struct Officers {
@@ -40,9 +43,14 @@ impl Officers {
         signed::sign(roster, key, |request| self.token.sign(name, &request)).unwrap()
     }
 
+    /// How the audit log names an officer; the first is 0.
+    pub(crate) fn id(&self, officer: usize) -> String {
+        KeyId::of(&self.keys[officer].1).to_string()
+    }
+
     /// An officer's approval; the first is 0.
     pub(crate) fn approve(&self, officer: usize, consent: &Consent) -> Approval {
         let (name, key) = &self.keys[officer];
-        consent.sign(key, |request| self.token.sign(name, &request)).unwrap()
+        consent.sign(NOW, key, |request| self.token.sign(name, &request)).unwrap()
     }
 }

@@ -154,11 +154,12 @@ fn table(rows: &[Row]) -> String {
                 row.id.to_string(),
                 output::time(entry.at),
                 entry.actor.clone(),
+                entry.approvals.join(" "),
                 entry.action.clone(),
                 entry.subject.clone(),
                 details.collect::<Vec<_>>().join(" "),
             ]
         })
         .collect();
-    output::table(["row", "time", "actor", "action", "subject", "details"], &rows)
+    output::table(["row", "time", "actor", "approved by", "action", "subject", "details"], &rows)
 }

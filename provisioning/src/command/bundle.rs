@@ -1,12 +1,22 @@
 //! `sallyctl bundle`: what enclaves send each other on sticks.
 
-use std::{io::Write as _, path::PathBuf};
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use clap::Subcommand;
 use ruma::OwnedServerName;
-use sallyport_core::admin::{BundleImported, PeerBundles, path};
+use sallyport_core::{
+    admin::{Approval, BundleImported, PeerBundles, path},
+    bundle::{Header, unverified_header},
+    digest::Sha256,
+    time::Millis,
+};
+use serde::Serialize;
 
+use super::approve::Approvals;
 use crate::{
     client::Box as TheBox,
     files,
@@ -22,9 +32,18 @@ pub(crate) enum Command {
         /// Where to write the bundle.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+        #[command(flatten)]
+        approvals: Approvals,
     },
     /// Import a bundle of a peer. Importing one twice does no harm.
     Import {
+        /// The bundle.
+        file: PathBuf,
+        #[command(flatten)]
+        approvals: Approvals,
+    },
+    /// Show what a bundle says of itself, and the SHA-256 that officers approve. Needs no box and believes nothing.
+    Inspect {
         /// The bundle.
         file: PathBuf,
     },
@@ -35,10 +54,11 @@ pub(crate) enum Command {
 impl Command {
     pub(crate) fn run(self, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Export { peer, out: path } => {
+            Self::Export { peer, out: path, approvals } => {
+                let approvals = approvals.read()?;
                 let mut file = files::create_secret(&path)?;
                 let uri = format!("{}?peer={peer}", path::BUNDLES_EXPORT);
-                let fetched = the_box.command_fetch(&uri, &mut file).and_then(|bytes| {
+                let fetched = the_box.command_fetch(&uri, approvals, &mut file).and_then(|bytes| {
                     let written = file.flush().and_then(|()| file.sync_all());
                     written.with_context(|| format!("cannot write {}", path.display()))?;
                     Ok(bytes)
@@ -55,10 +75,11 @@ impl Command {
                     }
                 }
             }
-            Self::Import { file } => {
-                let imported = send(&file, the_box)?;
+            Self::Import { file, approvals } => {
+                let imported = send(&file, approvals.read()?, the_box)?;
                 out.show(&imported, imported_text)
             }
+            Self::Inspect { file } => out.show(&Inspected::read(&file)?, Inspected::text),
             Self::Status => {
                 let peers: Vec<PeerBundles> = the_box.ask(path::BUNDLES)?;
                 out.show(&peers, |peers| table(peers))
@@ -68,8 +89,44 @@ impl Command {
 }
 
 /// Streams a bundle to the box.
-pub(super) fn send(file: &std::path::Path, the_box: &TheBox) -> anyhow::Result<BundleImported> {
-    the_box.send_file(path::BUNDLES_IMPORT, files::open_foreign(file)?)
+pub(super) fn send(
+    file: &Path,
+    approvals: Vec<Approval>,
+    the_box: &TheBox,
+) -> anyhow::Result<BundleImported> {
+    the_box.send_file(path::BUNDLES_IMPORT, approvals, files::open_foreign(file)?)
+}
+
+/// What a bundle says of itself; nothing of it was verified but the hash.
+#[derive(Serialize)]
+pub(super) struct Inspected {
+    pub(super) from: OwnedServerName,
+    pub(super) to: OwnedServerName,
+    pub(super) sequence: u64,
+    created: Millis,
+    expires: Millis,
+    bytes: u64,
+    pub(super) sha256: Sha256,
+}
+
+impl Inspected {
+    pub(super) fn read(file: &Path) -> anyhow::Result<Self> {
+        let Header { from, to, seq: sequence, created, expires, .. } =
+            unverified_header(files::open_foreign(file)?)
+                .with_context(|| format!("{} is not a bundle", file.display()))?;
+        let (sha256, bytes) = files::hash(files::open_foreign(file)?, file)?;
+        Ok(Self { from, to, sequence, created, expires, bytes, sha256 })
+    }
+
+    fn text(&self) -> String {
+        output::pairs(&[
+            ("bundle", format!("{} of {} for {}", self.sequence, self.from, self.to)),
+            ("made", output::time(self.created)),
+            ("expires", output::time(self.expires)),
+            ("bytes", self.bytes.to_string()),
+            ("SHA-256", self.sha256.to_string()),
+        ])
+    }
 }
 
 /// What came of an import, for people.

@@ -14,6 +14,7 @@ use sallyport_core::{
 };
 use serde::Serialize;
 
+use super::approve::Approvals;
 use crate::{
     client::Box as TheBox,
     files,
@@ -43,6 +44,8 @@ pub(crate) enum Command {
     Install {
         /// The card.
         file: PathBuf,
+        #[command(flatten)]
+        approvals: Approvals,
     },
     /// Fetch the box's own card, to give it to another enclave.
     Export {
@@ -70,9 +73,11 @@ impl Command {
                     "Request written. Take its hash to the ceremony on paper:\n{hash}"
                 ))
             }
-            Self::Install { file } => {
+            Self::Install { file, approvals } => {
+                let approvals = approvals.read()?;
                 let card = files::read(&file, CARD_BYTES_MAX)?;
-                let own: Peer = the_box.send_bytes(Method::PUT, path::CARD, vec![], &[], card)?;
+                let own: Peer =
+                    the_box.send_bytes(Method::PUT, path::CARD, approvals, &[], card)?;
                 out.show(&own, |own| {
                     let until = output::time(own.not_after);
                     format!(

@@ -3,13 +3,13 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum, value_parser};
 use ruma::{OwnedServerName, RoomVersionId};
 use sallyport_core::{
     admin::{CardRequest, CardTerms},
     card::{Card, Direction, Fingerprint, Policy, Proposed},
     digest::Sha256,
-    limits::CARD_BYTES_MAX,
+    limits::{ADMIN_APPROVALS_MAX, CARD_BYTES_MAX},
     sign::{KeyRole, PublicKey, SigningRequest},
 };
 use sallyport_hsm::{KeyKind, KeyName};
@@ -21,6 +21,9 @@ use crate::{
     output::{self, Output},
     terminal,
 };
+
+/// More than a command can carry would forbid it for ever.
+const APPROVALS_MAX: i64 = ADMIN_APPROVALS_MAX as i64;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -77,11 +80,11 @@ pub(crate) struct SignCard {
     /// Which way bundles may travel, seen from this enclave.
     #[arg(long, value_enum, default_value_t = Way::Both)]
     direction: Way,
-    /// How many officers must approve an export.
-    #[arg(long, default_value_t = 1)]
+    /// How many officers must approve each export of this enclave, with `sallyctl approve export`.
+    #[arg(long, value_name = "OFFICERS", default_value_t = 1, value_parser = value_parser!(u8).range(..=APPROVALS_MAX))]
     export_approvals: u8,
-    /// How many officers must approve an import.
-    #[arg(long, default_value_t = 1)]
+    /// How many officers must approve each import of this enclave, with `sallyctl approve import`.
+    #[arg(long, value_name = "OFFICERS", default_value_t = 1, value_parser = value_parser!(u8).range(..=APPROVALS_MAX))]
     import_approvals: u8,
     /// Where to write the card.
     #[arg(long, value_name = "FILE")]

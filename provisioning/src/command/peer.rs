@@ -9,6 +9,7 @@ use sallyport_core::{
     limits::CARD_BYTES_MAX,
 };
 
+use super::approve::Approvals;
 use crate::{
     client::Box as TheBox,
     files,
@@ -25,6 +26,8 @@ pub(crate) enum Command {
         /// The fingerprint that the peer's officer read aloud: eight words, or all 64 digits.
         #[arg(long, value_name = "WORDS")]
         fingerprint: String,
+        #[command(flatten)]
+        approvals: Approvals,
     },
     /// List the enclaves that this one is paired with.
     List,
@@ -33,11 +36,12 @@ pub(crate) enum Command {
 impl Command {
     pub(crate) fn run(self, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Add { card, fingerprint } => {
+            Self::Add { card, fingerprint, approvals } => {
+                let approvals = approvals.read()?;
                 let card = files::read(&card, CARD_BYTES_MAX)?;
                 let headers = [(FINGERPRINT, fingerprint.as_str())];
                 let peer: Peer =
-                    the_box.send_bytes(Method::POST, path::PEERS, vec![], &headers, card)?;
+                    the_box.send_bytes(Method::POST, path::PEERS, approvals, &headers, card)?;
                 out.show(&peer, |peer| format!("Paired.\n{}", table(std::slice::from_ref(peer))))
             }
             Self::List => {

@@ -10,16 +10,16 @@ use clap::{Args, Subcommand};
 use http::Method;
 use ruma::OwnedServerName;
 use sallyport_core::{
-    admin::{Approval, Consent, RosterImported, RosterReport, path},
+    admin::{RosterImported, RosterReport, path},
     cose::KeyId,
-    limits::{ADMIN_AUTHORITY_BYTES_MAX, ROSTER_BYTES_MAX},
+    limits::ROSTER_BYTES_MAX,
     roster::{Head, Mode, Problems, Roster, csv, scim, signed},
     sign::{KeyRole, PublicKey},
 };
 use sallyport_hsm::KeyName;
 use serde::Serialize;
 
-use super::signer::TokenArgs;
+use super::{approve::Approvals, signer::TokenArgs};
 use crate::{
     client::Box as TheBox,
     files,
@@ -41,8 +41,6 @@ pub(crate) enum Command {
         #[arg(long, value_name = "KEY")]
         officer_key: Vec<PublicKey>,
     },
-    /// Approve, as a second officer, that a roster locks unusually many accounts.
-    Approve(SignArgs),
     /// Ask the box what a roster would change, without changing anything.
     DryRun {
         /// A signed roster.
@@ -96,9 +94,8 @@ pub(crate) struct ImportArgs {
     /// Where to write the activation codes of new accounts, for `sallyctl codes print`.
     #[arg(long, value_name = "FILE")]
     codes: PathBuf,
-    /// A second officer's approval, from `sallyctl roster approve`; may be given several times.
-    #[arg(long, value_name = "FILE")]
-    approval: Vec<PathBuf>,
+    #[command(flatten)]
+    approvals: Approvals,
 }
 
 impl Command {
@@ -107,7 +104,6 @@ impl Command {
             Self::Make(args) => make(&args, out),
             Self::Sign(args) => sign(&args, out),
             Self::Check { file, officer_key } => check(&file, &officer_key, out),
-            Self::Approve(args) => approve(&args, out),
             Self::DryRun { file } => dry_run(&file, the_box, out),
             Self::Import(args) => import(&args, the_box, out),
         }
@@ -160,25 +156,6 @@ fn check(file: &Path, officers: &[PublicKey], out: &Output) -> anyhow::Result<()
     out.show(&summary, Summary::text)
 }
 
-fn approve(args: &SignArgs, out: &Output) -> anyhow::Result<()> {
-    let bytes = files::read(&args.file, ROSTER_BYTES_MAX)?;
-    let parsed = signed::RosterFile::parse(&bytes)?;
-    let head = parsed.statement().head.clone();
-    let signer = args.token.open(head.enclave.clone())?;
-    let (name, key) = signer.key(KeyRole::Officer, args.key.as_ref())?;
-    let consent = Consent {
-        enclave: head.enclave,
-        action: Consent::MASS_LOCK.to_owned(),
-        subject: parsed.subject(),
-        at: terminal::now(),
-    };
-    let approval = consent
-        .sign(&key, |request| signer.sign(&name, &request))
-        .context("the approval was not signed")?;
-    files::write_new(&args.out, format!("{}\n", approval.as_text()).as_bytes())?;
-    out.note(&format!("Approved: roster {} may lock unusually many accounts.", head.serial))
-}
-
 fn dry_run(file: &Path, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
     let bytes = files::read(file, ROSTER_BYTES_MAX)?;
     let report: RosterReport =
@@ -190,11 +167,7 @@ fn dry_run(file: &Path, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
 
 fn import(args: &ImportArgs, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
     let bytes = files::read(&args.file, ROSTER_BYTES_MAX)?;
-    let approvals = args.approval.iter().map(|file| {
-        let text = files::read(file, ADMIN_AUTHORITY_BYTES_MAX)?;
-        Ok(Approval::from_text(&String::from_utf8_lossy(&text)))
-    });
-    let approvals = approvals.collect::<anyhow::Result<_>>()?;
+    let approvals = args.approvals.read()?;
     // Before the import: the box gives the codes only once.
     let mut codes = files::create_secret(&args.codes)?;
     let imported: anyhow::Result<RosterImported> =

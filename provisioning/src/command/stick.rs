@@ -15,7 +15,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 use http::Method;
 use sallyport_core::{
-    admin::{RosterImported, Status, path},
+    admin::{Approval, Consent, RosterImported, Status, path},
     bundle::{Header, unverified_header},
     card::Card,
     digest::Sha256,
@@ -24,7 +24,11 @@ use sallyport_core::{
 };
 use serde::Serialize;
 
-use super::{bundle, roster};
+use super::{
+    approve::Approvals,
+    bundle::{self, Inspected},
+    roster,
+};
 use crate::{
     client::Box as TheBox,
     files,
@@ -53,6 +57,8 @@ pub(crate) enum Command {
         /// Folder for the activation codes of new accounts; not on the stick.
         #[arg(long, value_name = "FOLDER")]
         codes: PathBuf,
+        #[command(flatten)]
+        approvals: Approvals,
     },
 }
 
@@ -79,7 +85,9 @@ impl Command {
                 let found = all(&stick)?;
                 out.show(&found, |found| table(found))
             }
-            Self::Import { stick, codes } => import(&stick, &codes, the_box, out),
+            Self::Import { stick, codes, approvals } => {
+                import(&stick, &codes, &approvals, the_box, out)
+            }
         }
     }
 }
@@ -254,13 +262,27 @@ fn describe(kind: Kind, path: &Path) -> anyhow::Result<String> {
     }
 }
 
-fn import(stick: &Path, codes: &Path, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
+fn import(
+    stick: &Path,
+    codes: &Path,
+    approvals: &Approvals,
+    the_box: &TheBox,
+    out: &Output,
+) -> anyhow::Result<()> {
     let found = all(stick)?;
     out.note(&table(&found))?;
     let of = |kind: Kind| found.iter().filter(move |file| file.kind == kind && file.good);
-    let rosters: Vec<&Path> = of(Kind::Roster).map(|file| file.path.as_path()).collect();
+    let mut rosters: Vec<_> = of(Kind::Roster).map(Approved::by_nobody).collect();
+    let mut bundles: Vec<_> = of(Kind::Bundle).map(Approved::by_nobody).collect();
+    if !approvals.is_empty() {
+        let things: Vec<Consent> =
+            of(Kind::Roster).chain(of(Kind::Bundle)).map(consent).collect::<anyhow::Result<_>>()?;
+        let approved = rosters.iter_mut().chain(&mut bundles);
+        for (file, approvals) in approved.zip(approvals.sorted(&things)?) {
+            file.approvals = approvals;
+        }
+    }
     import_rosters(&rosters, codes, the_box, out)?;
-    let bundles: Vec<&Path> = of(Kind::Bundle).map(|file| file.path.as_path()).collect();
     import_bundles(&bundles, the_box, out)?;
     for file in of(Kind::Card) {
         let path = file.path.display();
@@ -271,33 +293,57 @@ fn import(stick: &Path, codes: &Path, the_box: &TheBox, out: &Output) -> anyhow:
     Ok(())
 }
 
+/// A file that is to be imported, with the approvals that are for it.
+struct Approved<'f> {
+    path: &'f Path,
+    approvals: Vec<Approval>,
+}
+
+impl<'f> Approved<'f> {
+    fn by_nobody(file: &'f Found) -> Self {
+        Self { path: &file.path, approvals: Vec::new() }
+    }
+}
+
+/// What an officer signs who approves the import of a file.
+fn consent(file: &Found) -> anyhow::Result<Consent> {
+    let path = file.path.as_path();
+    if file.kind == Kind::Bundle {
+        let bundle = Inspected::read(path)?;
+        return Ok(Consent::to_import(bundle.to, bundle.sha256));
+    }
+    let bytes = files::read_all(files::open_foreign(path)?, path, ROSTER_BYTES_MAX)?;
+    let roster = RosterFile::parse(&bytes)?;
+    Ok(Consent::to_mass_lock(roster.statement().head.enclave.clone(), roster.subject()))
+}
+
 /// Those for this enclave that the box has not seen, oldest first.
 fn import_rosters(
-    paths: &[&Path],
+    approved: &[Approved<'_>],
     codes: &Path,
     the_box: &TheBox,
     out: &Output,
 ) -> anyhow::Result<()> {
-    if paths.is_empty() {
+    if approved.is_empty() {
         return Ok(());
     }
     let status: Status = the_box.ask(path::STATUS)?;
     let last = status.roster.map(|roster| roster.serial);
     let mut rosters = Vec::new();
-    for path in paths {
+    for Approved { path, approvals } in approved {
         let bytes = files::read_all(files::open_foreign(path)?, path, ROSTER_BYTES_MAX)?;
         let head = RosterFile::parse(&bytes)?.statement().head.clone();
         match head.admit(&status.server_name, last) {
-            Ok(()) => rosters.push((head.serial, bytes)),
+            Ok(()) => rosters.push((head.serial, bytes, approvals.clone())),
             Err(why) => out.note(&format!("{}: {why}", path.display()))?,
         }
     }
-    rosters.sort();
-    for (serial, bytes) in rosters {
+    rosters.sort_by_key(|(serial, ..)| *serial);
+    for (serial, bytes, approvals) in rosters {
         let path = codes.join(format!("codes-{serial}.json"));
         let mut file = files::create_secret(&path)?;
         let imported: anyhow::Result<RosterImported> =
-            the_box.send_bytes(Method::POST, path::ROSTER, vec![], &[], bytes);
+            the_box.send_bytes(Method::POST, path::ROSTER, approvals, &[], bytes);
         if imported.is_err() {
             fs::remove_file(&path).context("cannot remove the empty file of codes")?;
         }
@@ -314,27 +360,28 @@ fn import_rosters(
 
 /// Those for this enclave, in the order in which their senders made them. After one that is refused, no later one of the same sender
 /// is tried: it would only be refused for coming too early.
-fn import_bundles(paths: &[&Path], the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
-    if paths.is_empty() {
+fn import_bundles(approved: &[Approved<'_>], the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
+    if approved.is_empty() {
         return Ok(());
     }
     let status: Status = the_box.ask(path::STATUS)?;
+    let order = |header: &Header| (header.from.clone(), header.created, header.seq);
     let mut bundles = Vec::new();
-    for path in paths {
+    for Approved { path, approvals } in approved {
         let header = unverified_header(files::open_foreign(path)?)?;
         if header.to == status.server_name {
-            bundles.push((header.from, header.created, header.seq, *path));
+            bundles.push((header, *path, approvals.clone()));
         } else {
             out.note(&format!("{}: left alone, it is for {}", path.display(), header.to))?;
         }
     }
-    bundles.sort();
+    bundles.sort_by_key(|(header, ..)| order(header));
     let mut refused = BTreeMap::new();
-    for (from, _, _, path) in bundles {
+    for (Header { from, .. }, path, approvals) in bundles {
         if refused.contains_key(&from) {
             continue;
         }
-        match bundle::send(path, the_box) {
+        match bundle::send(path, approvals, the_box) {
             Ok(imported) => out.show(&imported, bundle::imported_text)?,
             Err(error) => {
                 refused.insert(from, error.context(path.display().to_string()));

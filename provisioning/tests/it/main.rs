@@ -3,6 +3,8 @@
 //! Commands that talk to a box are tested where the box is.
 
 #[cfg(test)]
+mod approve;
+#[cfg(test)]
 mod audit;
 #[cfg(test)]
 mod ceremony;

@@ -111,22 +111,6 @@ fn software_keys_and_missing_keys_are_pointed_out() {
     desk.run(SIGN).fails(1, "several keys of the role officer: choose one with --key");
 }
 
-#[test]
-fn approvals_are_written() {
-    let desk = Desk::new();
-    desk.officer();
-    desk.write("list.csv", LIST);
-    desk.run(MAKE).ok();
-    desk.run(SIGN).ok();
-    let line =
-        "roster approve signed.roster --token token.toml --allow-software-keys --out approval";
-    let said = desk.run(line).ok();
-    assert_eq!(said, "Approved: roster 7 may lock unusually many accounts.\n");
-    assert!(desk.read("approval").len() > 100);
-    desk.run("roster approve made.json --token token.toml --out x")
-        .fails(1, "is not a signed roster");
-}
-
 /// The size of a large enclave. The times are printed with `--nocapture`.
 #[test]
 fn a_hundred_thousand_accounts() {

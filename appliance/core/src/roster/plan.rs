@@ -80,7 +80,7 @@ pub struct Counts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error(
     "the roster would lock {locked} of {active} active accounts, more than {} in a hundred: \
-     check that it is complete, or have a second person approve it",
+     check that it is complete, or have a second officer approve it",
     ROSTER_LOCK_PERCENT_MAX
 )]
 pub struct MassLock {

@@ -11,6 +11,7 @@ use std::{
 use minicbor::bytes::ByteVec;
 use ruma::{OwnedEventId, OwnedRoomId, ServerName};
 use sallyport_core::{
+    admin::Consent,
     bundle::{
         Ack, BundleId, BundleKind, Clock, Contents, Envelope, Header, Kind, Manifest,
         OneTimeKeyClaim, Prerequisites, Record, RoomFrontier, ToDevice, Writer,
@@ -26,7 +27,11 @@ use sallyport_store::{Peer, Read, Told};
 use super::{Error, file, media, rooms, users};
 use crate::{
     app::{App, random},
-    service::{clock, order::Order, own_keys, peers, signer},
+    service::{
+        clock,
+        order::{Mandate, Order},
+        own_keys, peers, signer,
+    },
 };
 
 /// How many to-device messages, claims or keys are read at once.
@@ -53,7 +58,7 @@ struct Filled {
 /// Makes a bundle for a peer. Its number is used up in the transaction that also appends the row to the audit log.
 ///
 /// # Errors
-/// If the peer is not known, events wait for their signatures, or a disk or the token fails. No number is used up unless
+/// If the peer is not known, too few officers approved, events wait for their signatures, or a disk or the token fails. No number is used up unless
 /// the bundle is complete.
 pub fn export(app: &App, to: &ServerName, order: &Order) -> Result<Exported, Error> {
     let now = order.now;
@@ -62,9 +67,7 @@ pub fn export(app: &App, to: &ServerName, order: &Order) -> Result<Exported, Err
         app.store.read(|read| read.peer(to))?.ok_or_else(|| Error::NotAPeer(to.to_owned()))?;
     let card = Card::stored(&peer.card).map_err(peers::Error::from)?;
     card.check_time(now).map_err(peers::Error::from)?;
-    if app.store.read(|read| read.own_card())?.is_none() {
-        return Err(Error::NoOwnCard);
-    }
+    let mandate = approved(app, &peer, order)?;
     let token = app.token.as_deref().ok_or(peers::Error::NoToken)?;
     let stop = || app.shutdown.is_requested();
     signer::sign_pending(&app.store, token, &app.event_mac, &app.signing, stop)?;
@@ -86,8 +89,28 @@ pub fn export(app: &App, to: &ServerName, order: &Order) -> Result<Exported, Err
     let manifest = manifest(app, &peer, &filled, id, now)?;
     let mut bundle = Temporary::create(spool.path.with_extension("bundle"))?;
     let header = seal(app, &card, &manifest, &spool, &mut bundle, now)?;
-    note_sent(app, peer, filled, &header, order)?;
+    note_sent(app, peer, filled, &header, &mandate)?;
     Ok(Exported { path: bundle.keep(), header })
+}
+
+/// Officers approve the bundle of one number for one peer, and with it whatever waits for the peer when it is made.
+fn approved(app: &App, peer: &Peer, order: &Order) -> Result<Mandate, Error> {
+    let policy = super::own_policy(&app.store)?;
+    let enclave = &app.config.server_name;
+    let incarnation = app.store.read(|read| read.incarnation())?;
+    let (server, number) = (&peer.server, peer.sent_seq.saturating_add(1));
+    let wanted = Consent::to_export(enclave.clone(), incarnation, server, number);
+    let mandate = order.approved(&app.config.roster.trusted_keys, None, &wanted)?;
+    mandate.approvers().require(
+        policy.export_approvals.into(),
+        || format!("the export of bundle {number} for {server}"),
+        || {
+            format!(
+                "sallyctl approve export {server} --enclave {enclave} --incarnation {incarnation} --number {number} --token TOKEN --out APPROVAL"
+            )
+        },
+    )?;
+    Ok(mandate)
 }
 
 /// From here on the bundle has left, whatever becomes of the file.
@@ -96,14 +119,14 @@ fn note_sent(
     peer: Peer,
     filled: Filled,
     header: &Header,
-    order: &Order,
+    mandate: &Mandate,
 ) -> Result<(), Error> {
     let details = [
         ("sequence", header.seq.to_string()),
         ("bundle", header.id.to_string()),
         ("manifest", header.manifest.to_string()),
     ];
-    let entry = order.entry("bundle.export", &peer.server, details);
+    let entry = mandate.entry("bundle.export", &peer.server, details);
     let hash = *header.manifest.as_bytes();
     let Filled { told, snapshots, .. } = filled;
     app.store.write(move |write| {

@@ -17,7 +17,7 @@ use ruma::{
     api::federation::transactions::edu::DirectDeviceContent,
 };
 use sallyport_core::{
-    admin::BundleImported,
+    admin::{BundleImported, Consent},
     bundle::{
         Ack, Authentic, ChunkReader, Entry, Gate, Header, Last, Manifest, OneTimeKeyClaim, PduRole,
         Position, Record, Records, Room, Sealed, Sequence, ToDevice, sequence,
@@ -39,7 +39,7 @@ use crate::{
     app::App,
     service::{
         clock,
-        order::Order,
+        order::{Mandate, Order},
         own_keys, peers,
         receive::{self, NothingMore, receive},
     },
@@ -56,7 +56,7 @@ const EVENTS: usize = 1024;
 /// after which the bundle counts as received.
 ///
 /// # Errors
-/// If it is not accepted, before anything has changed; or if the database or a disk fails in between: then the import goes on
+/// If it is not accepted or too few officers approved it, before anything has changed; or if the database or a disk fails in between: then the import goes on
 /// where it stopped when it is tried again.
 pub fn import(
     app: &App,
@@ -66,10 +66,13 @@ pub fn import(
 ) -> Result<BundleImported, Error> {
     let now = order.now;
     clock::check(&app.store, now)?;
+    let ours = &app.config.server_name;
+    let wanted = Consent::to_import(ours.clone(), sha256);
+    let mandate = order.approved(&app.config.roster.trusted_keys, None, &wanted)?;
     let all = peers::list(&app.store)?;
     let cards: Vec<Card> = all.iter().map(|(_, card)| card.clone()).collect();
     let gate = Gate {
-        me: &app.config.server_name,
+        me: ours,
         peers: &cards,
         now,
         bytes_max: limits::BUNDLE_BYTES_MAX,
@@ -85,13 +88,14 @@ pub fn import(
     let place = place(&app.store, &peer, &header)?;
     match place {
         Sequence::Next | Sequence::Gap { .. } => {}
-        Sequence::Duplicate | Sequence::Retired => return known(app, &header, sha256, order),
+        Sequence::Duplicate | Sequence::Retired => return known(app, &header, sha256, &mandate),
         refused => return Err(Error::Sequence(refused)),
     }
     let authentic = unlock(app, sealed, now)?.authenticate()?;
     check_prerequisites(app, &peer, authentic.manifest(), place)?;
+    check_approvers(app, &header, sha256, &mandate)?;
 
-    let mut import = Import::begin(app, &authentic, sha256, order)?;
+    let mut import = Import::begin(app, &authentic, sha256, &mandate)?;
     import.take_server_keys(authentic.manifest())?;
     let mut records = authentic.records(open(path)?)?;
     import.take_records(&mut records)?;
@@ -103,9 +107,9 @@ fn known(
     app: &App,
     header: &Header,
     sha256: Sha256,
-    order: &Order,
+    mandate: &Mandate,
 ) -> Result<BundleImported, Error> {
-    let entry = order.entry("bundle.known", &header.from, details(header.seq, sha256));
+    let entry = mandate.entry("bundle.known", &header.from, details(header.seq, sha256));
     app.store.write::<_, sallyport_store::Error>(move |write| write.append_audit(entry))?;
     Ok(BundleImported {
         peer: header.from.clone(),
@@ -160,6 +164,20 @@ fn check_prerequisites(
     if needed > delivered { Err(Error::Sequence(place)) } else { Ok(()) }
 }
 
+/// Officers approve the very file: what they looked at is what is imported.
+fn check_approvers(
+    app: &App,
+    header: &Header,
+    sha256: Sha256,
+    mandate: &Mandate,
+) -> Result<(), Error> {
+    let needed = super::own_policy(&app.store)?.import_approvals.into();
+    let Header { seq, from, .. } = header;
+    let what = || format!("the import of bundle {seq} of {from}, SHA-256 {sha256}");
+    let command = || "sallyctl approve import BUNDLE --token TOKEN --out APPROVAL".to_owned();
+    Ok(mandate.approvers().require(needed, what, command)?)
+}
+
 /// An import in progress.
 struct Import<'a> {
     app: &'a App,
@@ -171,7 +189,7 @@ struct Import<'a> {
     progress: Progress,
     tally: Tally,
     sha256: Sha256,
-    order: &'a Order,
+    mandate: &'a Mandate,
     now: Millis,
     pending: Vec<Change>,
     room: Option<OpenRoom>,
@@ -201,14 +219,14 @@ impl<'a> Import<'a> {
         app: &'a App,
         authentic: &Authentic,
         sha256: Sha256,
-        order: &'a Order,
+        mandate: &'a Mandate,
     ) -> Result<Self, Error> {
         let header = authentic.header();
         let peer = header.from.clone();
         let manifest = *header.manifest.as_bytes();
         let progress = app.store.read(|read| read.import_progress(&peer, header.seq, &manifest))?;
         let progress = progress.unwrap_or_default();
-        let entry = order.entry("bundle.import", &peer, details(header.seq, sha256));
+        let entry = mandate.entry("bundle.import", &peer, details(header.seq, sha256));
         let mut import = Self {
             app,
             incarnation: header.incarnation,
@@ -219,8 +237,8 @@ impl<'a> Import<'a> {
             progress,
             peer,
             sha256,
-            order,
-            now: order.now,
+            mandate,
+            now: mandate.now(),
             pending: Vec::new(),
             room: None,
             file: None,
@@ -434,7 +452,7 @@ impl<'a> Import<'a> {
         };
         let (peer, ack) = (self.peer.clone(), manifest.ack.clone());
         let details = details(self.seq, self.sha256);
-        let entry = self.order.entry("bundle.imported", &peer, details);
+        let entry = self.mandate.entry("bundle.imported", &peer, details);
         self.write(move |write, _| {
             if let Some(ack) = &ack {
                 acknowledge(write, &peer, ack)?;

@@ -1,0 +1,186 @@
+//! `sallyctl approve`: an officer's signature for one command that somebody else gives.
+//!
+//! It needs the officer's token and the thing itself, and no box: what is shown here is read from the file, on a machine
+//! that the officer trusts.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use clap::{Args, Subcommand};
+use ruma::OwnedServerName;
+use sallyport_core::{
+    admin::{Approval, Consent},
+    digest::Sha256,
+    incarnation::Incarnation,
+    limits::{ADMIN_AUTHORITY_BYTES_MAX, CARD_BYTES_MAX, ROSTER_BYTES_MAX},
+    roster::signed::RosterFile,
+    sign::KeyRole,
+};
+use sallyport_hsm::KeyName;
+
+use super::{bundle::Inspected, card, signer::TokenArgs};
+use crate::{files, output::Output, terminal};
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Approve that a roster locks unusually many accounts. Not for the officer who signed it.
+    Roster {
+        /// The signed roster.
+        file: PathBuf,
+        #[command(flatten)]
+        officer: Officer,
+    },
+    /// Approve one export: the bundle of this number for this peer. The box prints the whole command when approvals are missing.
+    Export {
+        /// Server name of the peer.
+        peer: OwnedServerName,
+        /// Server name of the enclave that exports.
+        #[arg(long, value_name = "NAME")]
+        enclave: OwnedServerName,
+        /// The life of the box's database, 32 digits: an approval does not outlive a restore from a backup.
+        #[arg(long, value_name = "DIGITS")]
+        incarnation: Incarnation,
+        /// Number of the bundle.
+        #[arg(long)]
+        number: u64,
+        #[command(flatten)]
+        officer: Officer,
+    },
+    /// Approve the import of a bundle. Look at it first: `sallyctl bundle inspect`.
+    Import {
+        /// The bundle.
+        file: PathBuf,
+        #[command(flatten)]
+        officer: Officer,
+    },
+    /// Approve pairing with the enclave of a card.
+    Peer {
+        /// The peer's pairing card.
+        file: PathBuf,
+        /// Server name of the enclave that pairs with it.
+        #[arg(long, value_name = "NAME")]
+        enclave: OwnedServerName,
+        #[command(flatten)]
+        officer: Officer,
+    },
+    /// Approve that an enclave's own card is installed.
+    Card {
+        /// The card.
+        file: PathBuf,
+        #[command(flatten)]
+        officer: Officer,
+    },
+}
+
+/// Who approves, and where the approval goes.
+#[derive(Args)]
+pub(crate) struct Officer {
+    #[command(flatten)]
+    token: TokenArgs,
+    /// The officer's key, if the token has several.
+    #[arg(long, value_name = "NAME")]
+    key: Option<KeyName>,
+    /// Where to write the approval. Bring it to whoever gives the command.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+/// The approvals that go along with a command.
+#[derive(Args)]
+pub(crate) struct Approvals {
+    /// An officer's approval, from `sallyctl approve`; may be given several times. Officers are counted, not approvals.
+    #[arg(long = "approval", value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+impl Command {
+    pub(crate) fn run(self, out: &Output) -> anyhow::Result<()> {
+        match self {
+            Self::Roster { file, officer } => {
+                let bytes = files::read(&file, ROSTER_BYTES_MAX)?;
+                let roster = RosterFile::parse(&bytes)?;
+                let head = &roster.statement().head;
+                let consent = Consent::to_mass_lock(head.enclave.clone(), roster.subject());
+                let what = format!("roster {} may lock unusually many accounts.", head.serial);
+                officer.approve(&consent, &what, out)
+            }
+            Self::Export { peer, enclave, incarnation, number, officer } => {
+                let what = format!("bundle {number} of {enclave} for {peer} may be exported.");
+                let consent = Consent::to_export(enclave, incarnation, &peer, number);
+                officer.approve(&consent, &what, out)
+            }
+            Self::Import { file, officer } => {
+                let bundle = Inspected::read(&file)?;
+                let Inspected { sequence, from, to, sha256, .. } = &bundle;
+                let what = format!(
+                    "bundle {sequence} of {from} for {to} may be imported. Its SHA-256 is\n{sha256}"
+                );
+                officer.approve(&Consent::to_import(to.clone(), *sha256), &what, out)
+            }
+            Self::Peer { file, enclave, officer } => {
+                let peer = card::read(&file)?.content().server_name.clone();
+                ensure!(
+                    peer != enclave,
+                    "this is {enclave}'s own card: use `sallyctl approve card`"
+                );
+                let what = format!("{enclave} may pair with {peer}.");
+                officer.approve(&Consent::to_pairing(enclave, hash_of_card(&file)?), &what, out)
+            }
+            Self::Card { file, officer } => {
+                let card = card::read(&file)?;
+                let (enclave, serial) = (&card.content().server_name, card.content().serial);
+                let what = format!("card {serial} of {enclave} may be installed.");
+                let consent = Consent::to_own_card(enclave.clone(), hash_of_card(&file)?);
+                officer.approve(&consent, &what, out)
+            }
+        }
+    }
+}
+
+fn hash_of_card(file: &Path) -> anyhow::Result<Sha256> {
+    Ok(Sha256::of(&files::read(file, CARD_BYTES_MAX)?))
+}
+
+impl Officer {
+    fn approve(&self, consent: &Consent, what: &str, out: &Output) -> anyhow::Result<()> {
+        let signer = self.token.open(consent.enclave.clone())?;
+        let (name, key) = signer.key(KeyRole::Officer, self.key.as_ref())?;
+        let approval = consent
+            .sign(terminal::now(), &key, |request| signer.sign(&name, &request))
+            .context("the approval was not signed")?;
+        files::write_new(&self.out, format!("{}\n", approval.as_text()).as_bytes())?;
+        out.note(&format!("Approved: {what}"))
+    }
+}
+
+impl Approvals {
+    /// All of them, for a command on one thing.
+    pub(crate) fn read(&self) -> anyhow::Result<Vec<Approval>> {
+        let approvals = self.files.iter().map(|file| {
+            let text = files::read(file, ADMIN_AUTHORITY_BYTES_MAX)?;
+            Ok(Approval::from_text(&String::from_utf8_lossy(&text)))
+        });
+        approvals.collect()
+    }
+
+    /// Those for each of these things. One that is for none of them is a mistake that must not pass in silence.
+    pub(crate) fn sorted(&self, things: &[Consent]) -> anyhow::Result<Vec<Vec<Approval>>> {
+        let mut sorted = vec![Vec::new(); things.len()];
+        for (approval, file) in self.read()?.into_iter().zip(&self.files) {
+            let shown = file.display();
+            let consent = approval
+                .unverified_consent()
+                .with_context(|| format!("{shown} is not an approval, or damaged"))?;
+            let place = things.iter().position(|thing| *thing == consent);
+            let place = place.and_then(|place| sorted.get_mut(place));
+            place
+                .with_context(|| format!("{shown} is for {consent}, which is not there"))?
+                .push(approval);
+        }
+        Ok(sorted)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+}
