@@ -6,6 +6,7 @@
 //! Handlers are type-erased early: little code is compiled once per endpoint.
 
 use std::{
+    panic::{self, AssertUnwindSafe},
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,6 +18,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{MethodFilter, MethodRouter},
 };
+use futures_util::FutureExt as _;
 use http::{HeaderMap, Method, StatusCode, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use ruma::api::{
@@ -159,7 +161,8 @@ impl Endpoint {
             Ok(arguments) => {
                 let arguments = arguments.iter().map(|(_, value)| value.to_owned()).collect();
                 let (head, body) = request.into_parts();
-                (self.handler)(Arc::clone(&app), Incoming { head, arguments, body }).await
+                let incoming = Incoming { head, arguments, body };
+                self.handle(Arc::clone(&app), incoming).await
             }
             Err(_) => Err(ApiError::invalid_param("The path is not UTF-8.")),
         };
@@ -171,6 +174,15 @@ impl Endpoint {
         response
     }
 
+    /// A request that meets a fault of this program ends alone; the others go on.
+    async fn handle(&self, app: Arc<App>, incoming: Incoming) -> Result<Response, ApiError> {
+        // What a request shares with others is behind locks and in the database, and both stand a panic.
+        AssertUnwindSafe(async { (self.handler)(app, incoming).await })
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| Err(ApiError::internal(Fault)))
+    }
+
     fn log(&self, error: &ApiError) {
         let (method, endpoint) = (self.method.as_str(), self.name);
         if error.status().is_server_error() {
@@ -180,6 +192,11 @@ impl Endpoint {
         }
     }
 }
+
+/// A fault of this program.
+#[derive(Debug, thiserror::Error)]
+#[error("the program failed at the place that stands above")]
+struct Fault;
 
 /// A request as it comes from the router.
 struct Incoming {
@@ -222,7 +239,11 @@ fn decode<Req: IncomingRequest>(
     body: &[u8],
 ) -> Result<Req, ApiError> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    Ok(Req::try_from_http_request(http::Request::from_parts(head, body), &arguments)?)
+    let request = http::Request::from_parts(head, body);
+    // Ruma panics when a log-in has no `type`.
+    panic::catch_unwind(AssertUnwindSafe(|| Req::try_from_http_request(request, &arguments)))
+        .map_err(|_| ApiError::bad_json("The body lacks what this endpoint needs."))?
+        .map_err(Into::into)
 }
 
 fn encode(response: impl OutgoingResponse) -> Result<Response, ApiError> {
@@ -241,9 +262,21 @@ fn positional(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ruma::api::client::state::send_state_event;
+    use std::{collections::BTreeSet, path::Path};
+
+    use axum::Router;
+    use http::header;
+    use ruma::api::client::{discovery::get_supported_versions, state::send_state_event};
+    use sallyport_core::time::Millis;
+    use serde_json::{Value, json};
+    use tower::ServiceExt as _;
 
     use super::*;
+    use crate::{
+        config::{Api, Config},
+        http::{auth::Anonymous, client, matrix, router},
+        shutdown,
+    };
 
     #[test]
     fn a_last_argument_can_be_left_out() {
@@ -261,5 +294,95 @@ mod tests {
     #[test]
     fn arguments_are_named_by_position() {
         assert_eq!(positional("/rooms/{room_id}/send/{type}/"), "/rooms/{2}/send/{4}/");
+    }
+
+    fn open(folder: &Path) -> Arc<App> {
+        let text = format!(
+            "server_name = 'alpha.test'\ndata_dir = {:?}\n[registration]\nmode = 'open'",
+            folder.display().to_string()
+        );
+        let config = Config::parse(&text, Path::new("test")).unwrap();
+        App::open(config, || Millis(1_000_000_000_000), shutdown::channel().1).unwrap()
+    }
+
+    async fn send(
+        router: &Router,
+        method: &Method,
+        path: &str,
+        token: &str,
+        body: impl Into<Body>,
+    ) -> (StatusCode, Value) {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
+            .body(body.into())
+            .unwrap();
+        let response = router.clone().oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    #[tokio::test]
+    async fn a_fault_of_an_endpoint_ends_its_request_alone() {
+        async fn faulty(
+            _: Arc<App>,
+            _: Anonymous,
+            _: get_supported_versions::Request,
+        ) -> Result<get_supported_versions::Response, ApiError> {
+            panic!("for the test")
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let router = matrix(vec![route(faulty)]).with_state(open(folder.path()));
+        for _ in 0..2 {
+            let path = "/_matrix/client/versions";
+            let (status, json) = send(&router, &Method::GET, path, "", Body::empty()).await;
+            assert_eq!((status.as_u16(), &json["errcode"]), (500, &json!("M_UNKNOWN")));
+        }
+    }
+
+    /// Whatever comes, an endpoint answers: with what was asked for, or with an error in the specification's form.
+    #[tokio::test]
+    async fn no_endpoint_fails_at_a_body_of_another_shape() {
+        let folder = tempfile::tempdir().unwrap();
+        let router = router(open(folder.path()), &BTreeSet::from([Api::Client]));
+        let account = json!({
+            "username": "alice", "password": "correct horse battery", "auth": {"type": "m.login.dummy"}
+        });
+        let path = "/_matrix/client/v3/register";
+        let (_, alice) = send(&router, &Method::POST, path, "", account.to_string()).await;
+        let (user_id, token) = (alice["user_id"].as_str().unwrap(), &alice["access_token"]);
+        let token = token.as_str().unwrap();
+        let path = "/_matrix/client/v3/createRoom";
+        let (_, room) = send(&router, &Method::POST, path, token, "{}").await;
+        let room_id = room["room_id"].as_str().unwrap();
+        let nested = "[".repeat(50_000);
+        let confused = r#"{"type":7,"user_id":[],"identifier":3,"auth":{"type":{}},"session":1,
+            "room_id":{},"events":{},"invite":{"a":1},"content":5,"messages":[1],"device_keys":"x"}"#;
+        let bodies =
+            ["", "{}", "[]", "null", "7", "\"\"", "nonsense", "{\"", "\u{fffe}", &nested, confused];
+        let mut endpoints = client::routes();
+        // What ends the session comes last.
+        endpoints.sort_by_key(|endpoint| endpoint.name.contains("/logout"));
+        for endpoint in endpoints {
+            let segment = |segment: &str| match segment {
+                "{room_id}" | "{room_id_or_alias}" => room_id.to_owned(),
+                "{user_id}" => user_id.to_owned(),
+                "{event_id}" => "$event".to_owned(),
+                other => other.replace(['{', '}'], ""),
+            };
+            let path: Vec<_> = endpoint.name.split('/').map(segment).collect();
+            let path = path.join("/");
+            for body in bodies {
+                let body = body.to_owned();
+                let (status, json) = send(&router, &endpoint.method, &path, token, body).await;
+                assert!(!status.is_server_error(), "{} {path}: {status} {json}", endpoint.method);
+                if status.is_client_error() {
+                    let interactive = json["flows"].is_array();
+                    assert!(interactive || json["errcode"].is_string(), "{path}: {status} {json}");
+                }
+            }
+        }
     }
 }

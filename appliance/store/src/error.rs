@@ -66,6 +66,12 @@ pub enum Error {
     #[error("the group of commands could not be committed: {0}")]
     GroupFailed(String),
 
+    /// A command met a fault of this program: nothing of it was kept.
+    #[error(
+        "the command failed at a fault of this program, and nothing of it was kept: the lines of the log before this one name the place"
+    )]
+    Fault,
+
     /// The writer has stopped: the box is shutting down.
     #[error("the store is shutting down")]
     Closed,

@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeSet,
     ops::Deref,
+    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -155,7 +156,7 @@ impl Store {
         E: From<Error> + Send + 'static,
     {
         let job: Job = Box::new(|outer| match outer {
-            Ok(write) => match command(write) {
+            Ok(write) => match command_or_fault(|| command(write)) {
                 Ok(value) => Finish {
                     keep: true,
                     done: Box::new(|failed| {
@@ -471,11 +472,8 @@ struct Idle {
 impl Readers {
     /// Lends a connection; waits for one when all are in use.
     fn with<T>(&self, work: impl FnOnce(&Connection) -> T) -> Result<T> {
-        let connection = self.take()?;
-        let answer = work(&connection);
-        self.lock().connections.push(connection);
-        self.returned.notify_one();
-        Ok(answer)
+        let connection = Lent { readers: self, connection: Some(self.take()?) };
+        connection.connection.as_ref().map(work).ok_or(Error::Closed)
     }
 
     fn take(&self) -> Result<Connection> {
@@ -496,6 +494,25 @@ impl Readers {
     fn lock(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A read connection in use. It comes back even if its user panics.
+struct Lent<'r> {
+    readers: &'r Readers,
+    connection: Option<Connection>,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.readers.lock().connections.extend(self.connection.take());
+        self.readers.returned.notify_one();
+    }
+}
+
+/// A command that panics fails like any other: nothing of it is kept, and the writer goes on.
+fn command_or_fault<T, E: From<Error>>(command: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    // What a command changes is in the database, which is rolled back.
+    panic::catch_unwind(AssertUnwindSafe(command)).unwrap_or_else(|_| Err(Error::Fault.into()))
 }
 
 fn open_reader(path: &Path) -> Result<Connection> {
@@ -590,6 +607,24 @@ mod tests {
                 Ok::<_, Error>(())
             })
             .unwrap();
+    }
+
+    #[test]
+    fn a_command_that_panics_leaves_nothing_and_the_writer_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = open(&directory.path().join("db"), |_| {}).unwrap();
+        let failed: Result<()> = store.write(|write| {
+            write.set_meta("lost", b"x")?;
+            panic!("for the test");
+        });
+        assert!(matches!(failed, Err(Error::Fault)));
+        // More often than there are readers: each comes back.
+        for _ in 0..=READERS {
+            let read = || store.read(|_| -> Result<()> { panic!("for the test") });
+            assert!(panic::catch_unwind(AssertUnwindSafe(read)).is_err());
+        }
+        store.write(|write| write.set_meta("kept", b"y")).unwrap();
+        assert_eq!(store.read(|read| read.meta("lost")).unwrap(), None);
     }
 
     #[test]
