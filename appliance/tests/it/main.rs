@@ -32,3 +32,5 @@ mod settings;
 mod sync;
 #[cfg(test)]
 mod sync_gaps;
+#[cfg(test)]
+mod sync_resolution;

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use ruma::{
     OwnedEventId, OwnedRoomId, RoomId, TransactionId, UserId,
     api::client::{
-        filter::FilterDefinition,
+        filter::{FilterDefinition, RoomEventFilter},
         room::create_room::v3::{Request as CreateRoom, RoomPreset},
         sync::sync_events::v3::Response,
     },
@@ -16,13 +16,14 @@ use sallyport::{
     app::App,
     config::Config,
     service::{
-        rooms::{self, Wish, membership::Change, state::parse_content},
+        rooms::{self, Wish, access::look, membership::Change, state::parse_content, timeline},
         sessions::Identity,
         sync::{self, Answer, Query, token::Token},
     },
     shutdown,
 };
 use sallyport_core::{room::Intent, time::Millis};
+use sallyport_store::Direction;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -160,8 +161,38 @@ impl Member {
     }
 
     pub(crate) fn sync_state_after(&self, since: &str) -> Response {
-        let query = self.query(Some(since), FilterDefinition::default());
-        sync::sync(&self.app, &Query { state_after: true, ..query }).unwrap().response
+        self.sync_as(Some(since), FilterDefinition::default(), true)
+    }
+
+    pub(crate) fn sync_as(
+        &self,
+        since: Option<&str>,
+        filter: FilterDefinition,
+        state_after: bool,
+    ) -> Response {
+        let query = self.query(since, filter);
+        sync::sync(&self.app, &Query { state_after, ..query }).unwrap().response
+    }
+
+    /// The newest events of a room before a point.
+    pub(crate) fn page_back(
+        &self,
+        room_id: &RoomId,
+        from: &str,
+        limit: usize,
+    ) -> Vec<OwnedEventId> {
+        let page = self.app.store.read(|read| {
+            let glimpse = look(read, room_id, self.id()).unwrap();
+            let query = timeline::PageQuery {
+                from: Some(Token::parse(from).unwrap().position),
+                to: None,
+                direction: Direction::Backward,
+                limit,
+                filter: &RoomEventFilter::default(),
+            };
+            timeline::page(read, &glimpse, self.id(), &query)
+        });
+        page.unwrap().events.iter().map(|event| event.pdu.event_id().to_owned()).collect()
     }
 
     pub(crate) fn ask(&self, since: Option<&str>, filter: FilterDefinition) -> Answer {

@@ -3,6 +3,10 @@
 //! The timeline holds the newest events, `state` what a client must know besides: the room's state
 //! where the timeline begins. State that was decided by resolution and that no event of the
 //! timeline sets is there too, by the position at which it became current.
+//!
+//! A client that does not ask for the state after the timeline takes the timeline's events for the
+//! state. For it the timeline begins after the last event that state resolution has overruled: it
+//! finds what stands before in the room's history, which sets no state.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -75,6 +79,9 @@ pub(super) struct RoomSync<'a, 'c> {
     pub(super) state_after: bool,
 }
 
+/// Entries of the current state that a client does not know.
+type Changes = BTreeMap<(StateEventType, String), OwnedEventId>;
+
 /// The newest events of a room.
 struct Tail {
     events: Vec<StoredEvent>,
@@ -82,6 +89,26 @@ struct Tail {
     limited: bool,
     /// Where they begin.
     start: i64,
+}
+
+impl Tail {
+    /// Leaves out everything up to the last event that would set a client's state to what it is not.
+    fn begin_after_overruled(&mut self, changes: &Changes) {
+        let mut decided = BTreeSet::new();
+        let overruled = self.events.iter().rposition(|event| {
+            let Some(state_key) = event.pdu.state_key() else { return false };
+            let key = (StateEventType::from(event.pdu.kind().to_string()), state_key.to_owned());
+            // Only the last event for a place in the state counts: a client takes them one after the other.
+            let is_current = changes.get(&key).is_some_and(|id| id == event.pdu.event_id());
+            decided.insert(key) && !is_current
+        });
+        if let Some(last) = overruled {
+            let kept = self.events.split_off(last.saturating_add(1));
+            let left_out = std::mem::replace(&mut self.events, kept);
+            self.limited = true;
+            self.start = left_out.last().and_then(|event| event.position).unwrap_or(self.start);
+        }
+    }
 }
 
 impl RoomSync<'_, '_> {
@@ -96,9 +123,12 @@ impl RoomSync<'_, '_> {
     ) -> Result<JoinedRoom, Error> {
         // Someone who was joined all the while may see all that came, unless it comes from elsewhere,
         // where they may have been no member yet.
-        let tail = self.tail(position, self.since.is_none() || self.room.exposed)?;
+        let mut tail = self.tail(position, self.since.is_none() || self.room.exposed)?;
         let mut joined = JoinedRoom::new();
         let changes = self.changes()?;
+        if !self.state_after {
+            tail.begin_after_overruled(&changes);
+        }
         let members_changed = changes.keys().any(|(kind, _)| *kind == StateEventType::RoomMember);
         if members_changed {
             joined.summary = self.summary()?;
@@ -230,19 +260,14 @@ impl RoomSync<'_, '_> {
     }
 
     /// Entries of the current state that the client does not know.
-    fn changes(&self) -> Result<BTreeMap<(StateEventType, String), OwnedEventId>, Error> {
+    fn changes(&self) -> Result<Changes, Error> {
         let since = if self.full_state { None } else { self.since };
         let changes = self.read.current_state_changes(self.room, since.unwrap_or(i64::MIN))?;
         Ok(changes.into_iter().map(|(kind, key, event_id)| ((kind, key), event_id)).collect())
     }
 
     /// The state that goes along with a timeline.
-    fn state(
-        &self,
-        tail: &Tail,
-        changes: BTreeMap<(StateEventType, String), OwnedEventId>,
-        heroes: &[OwnedUserId],
-    ) -> Result<State, Error> {
+    fn state(&self, tail: &Tail, changes: Changes, heroes: &[OwnedUserId]) -> Result<State, Error> {
         let shown: BTreeSet<_> = tail.events.iter().map(|event| event.pdu.event_id()).collect();
         let knows_nothing = self.since.is_none() || self.full_state;
         let speakers: BTreeSet<&str> =
