@@ -40,4 +40,5 @@ pub fn router() -> Router<Arc<App>> {
         .route(path::BUNDLES_EXPORT, post(bundles::export))
         .route(path::BUNDLES_IMPORT, post(bundles::import))
         .layer(Extension(rosters::OneAtATime::default()))
+        .layer(Extension(bundles::OneAtATime::default()))
 }

@@ -3,7 +3,8 @@
 //! Every command that changes something carries the header [`AUTHORITY`] with who gives it and who approved it; the box
 //! writes both, and what it sees of the caller itself, into its audit log in the transaction of the change. Each approval
 //! that comes with a command must count ([`verify`]). An export and an import need as many officers as the policy of the enclave's own card
-//! says, and a roster that locks many accounts needs one; other files may be approved, and the remaining commands may not.
+//! says, and so does a card of another root key than the one before; a roster that locks many accounts needs one. Other cards and rosters may
+//! be approved, and the remaining commands may not.
 //!
 //! | method and path | body | answer |
 //! |---|---|---|
@@ -325,7 +326,7 @@ pub enum ErrorCode {
     BadRequest,
     /// The box understood and will not do it.
     Refused,
-    /// It will do it once a second person has approved.
+    /// It will do it once enough officers have approved, and every approval counts.
     NeedsApproval,
     /// There is no such thing.
     NotFound,

@@ -1,9 +1,14 @@
 //! Bundles over the administration socket.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Body,
     extract::{Query, Request, State},
     response::Response,
@@ -20,6 +25,7 @@ use serde::Deserialize;
 use tokio::{
     fs::{self, File, OpenOptions},
     io::AsyncWriteExt as _,
+    sync::Mutex,
     time::timeout,
 };
 
@@ -62,13 +68,13 @@ pub(super) async fn export(
     let order = command::order(&app, &head)?;
     let to = peer.clone();
     let exported = command::carry_out(&app, order, "bundle.export", peer, move |app, order| {
-        bundle::export::export(app, &to, order)
+        let path = bundle::export::export(app, &to, order)?.path;
+        let opened = std::fs::File::open(&path);
+        // The open file is all that is needed; nothing is left if the other side goes away.
+        std::fs::remove_file(&path).map_err(disk)?;
+        opened.map_err(disk)
     });
-    let path = exported.await?.path;
-    let opened = File::open(&path).await;
-    // The open file is all that is needed; nothing is left if the other side goes away.
-    fs::remove_file(&path).await.map_err(disk)?;
-    let file = opened.map_err(disk)?;
+    let file = File::from_std(exported.await?);
     let size = file.metadata().await.map_err(disk)?.len();
     let body = Body::new(FileBody::new(file, size));
     Response::builder()
@@ -78,9 +84,10 @@ pub(super) async fn export(
         .map_err(|error| AdminError::new(ErrorCode::Internal, error))
 }
 
-/// Takes a bundle into quarantine and imports it.
+/// Takes a bundle into quarantine and imports it. It goes on if the caller goes away.
 pub(super) async fn import(
     State(app): State<Arc<App>>,
+    Extension(OneAtATime(gate)): Extension<OneAtATime>,
     request: Request,
 ) -> Answer<BundleImported> {
     let (head, body) = request.into_parts();
@@ -88,21 +95,35 @@ pub(super) async fn import(
     let folder = app.config.data_dir.join("quarantine");
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).await.map_err(disk)?;
     let name = u64::from_be_bytes(random().map_err(ApiError::from)?);
-    let path = folder.join(format!("{name:016x}"));
-    let received = receive(body, &path).await;
-    let imported = match received {
-        Ok(sha256) => {
-            let from = path.clone();
-            let import =
-                command::carry_out(&app, order, "bundle.import", sha256, move |app, order| {
-                    bundle::import::import(app, &from, sha256, order)
-                });
-            import.await
-        }
-        Err(error) => Err(error),
+    let quarantined = Quarantined(folder.join(format!("{name:016x}")));
+    let sha256 = receive(body, &quarantined.0).await?;
+    let Ok(only) = gate.try_lock_owned() else {
+        let text = "another bundle is being imported: wait until it is finished";
+        return Err(AdminError::of_text(ErrorCode::Unavailable, text));
     };
-    fs::remove_file(&path).await.map_err(disk)?;
-    imported.map(Json)
+    let imported = command::carry_out(&app, order, "bundle.import", sha256, move |app, order| {
+        let _only = only;
+        bundle::import::import(app, &quarantined.0, sha256, order)
+    });
+    imported.await.map(Json)
+}
+
+/// Held while a bundle is imported: two imports could finish in the wrong order.
+#[derive(Clone, Default)]
+pub(super) struct OneAtATime(Arc<Mutex<()>>);
+
+/// A file that ends with its import, also if the other side goes away.
+struct Quarantined(PathBuf);
+
+impl Drop for Quarantined {
+    fn drop(&mut self) {
+        match std::fs::remove_file(&self.0) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                log::error!(error:% = error; "a bundle stays in quarantine");
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Writes a body to a new file, at most as much as a bundle may have; answers its hash.

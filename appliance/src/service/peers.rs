@@ -1,9 +1,14 @@
 //! Pairing: the box's own card, and the cards of the enclaves that it exchanges bundles with.
 
+use std::collections::BTreeSet;
+
 use ruma::ServerName;
 use sallyport_core::{
     admin::{CardRequest, Consent, Unapproved},
-    card::{Card, CardError, CourierKey, EncryptionKey, EncryptionSuite, Mismatch, Proposed},
+    card::{
+        Card, CardError, CourierKey, EncryptionKey, EncryptionSuite, Mismatch, Policy, Proposed,
+    },
+    cose::KeyId,
     event::{KeyDocument, KeyDocumentError},
     limits,
     sign::{Algorithm, KeyRole, PublicKey},
@@ -11,7 +16,10 @@ use sallyport_core::{
 };
 use sallyport_store::{Peer, Store};
 
-use super::{order::Order, own_keys};
+use super::{
+    order::{Mandate, Order},
+    own_keys,
+};
 use crate::app::App;
 
 /// How many one-time keys of each device a peer is given. Each pair of devices takes one, once.
@@ -44,6 +52,16 @@ pub enum Error {
     /// The card is not the one that this place is for.
     #[error("{0}")]
     WrongCard(&'static str),
+    /// The card wants more officers than there are.
+    #[error(
+        "the card wants the approval of {needed} officers, and roster.trusted_keys names {known}: name the others in the configuration first"
+    )]
+    TooFewOfficers {
+        /// How many must approve.
+        needed: usize,
+        /// How many the configuration names.
+        known: usize,
+    },
     /// A stored key is damaged.
     #[error("the database holds a damaged key")]
     Damaged,
@@ -89,7 +107,8 @@ pub fn encryption_key(store: &Store, not_after: Millis) -> Result<EncryptionKey,
 /// Installs the box's own card, as the enclave root signed it.
 ///
 /// # Errors
-/// If it is not valid, of another server, names other keys than the box has, or an approval does not count.
+/// If it is not valid, of another server, names other keys than the box has, does not follow the installed one, or an
+/// approval does not count.
 pub fn install_own_card(app: &App, bytes: Vec<u8>, order: &Order) -> Result<Card, Error> {
     let card = Card::stored(&bytes)?;
     card.check_time(order.now)?;
@@ -104,21 +123,61 @@ pub fn install_own_card(app: &App, bytes: Vec<u8>, order: &Order) -> Result<Card
             "the card does not name this box's courier key: ask the box for a new request and have that signed",
         ));
     }
+    let officers = &app.config.roster.trusted_keys;
+    check_officers(&card.content().policy, officers)?;
     let wanted = Consent::to_own_card(app.config.server_name.clone(), card.hash());
-    let mandate = order.approved(&app.config.roster.trusted_keys, None, &wanted)?;
+    let mandate = order.approved(officers, None, &wanted)?;
     let serial = ("serial", card.content().serial.to_string());
     let entry = mandate.entry("card.install", card.hash(), [serial]);
     app.store.write(move |write| {
+        let known = write.own_card()?;
+        let command = || "sallyctl approve card CARD --token TOKEN --out APPROVAL".to_owned();
+        check_succession(known.as_deref(), &bytes, known.as_deref(), &mandate, command)?;
         write.set_own_card(&bytes)?;
-        write.append_audit(entry)
+        write.append_audit(entry)?;
+        Ok::<_, Error>(())
     })?;
     Ok(card)
+}
+
+/// A policy that nobody can fulfil is noticed now and not with the first bundle.
+fn check_officers(policy: &Policy, officers: &[PublicKey]) -> Result<(), Error> {
+    let needed = policy.export_approvals.max(policy.import_approvals).into();
+    let known = officers.iter().map(KeyId::of).collect::<BTreeSet<_>>().len();
+    if needed > known { Err(Error::TooFewOfficers { needed, known }) } else { Ok(()) }
+}
+
+/// A card follows the one that is known: the same again, or a newer one of the same root key. Another root key is another authority,
+/// which could say that nobody need approve anything, or take a peer's place: so as many officers approve it as an export or an
+/// import, and one at least.
+fn check_succession(
+    known: Option<&[u8]>,
+    next: &[u8],
+    own: Option<&[u8]>,
+    mandate: &Mandate,
+    command: impl FnOnce() -> String,
+) -> Result<(), Error> {
+    let Some(known) = known.filter(|known| *known != next) else { return Ok(()) };
+    let known = Card::stored(known)?;
+    match known.renew(next) {
+        Ok(_) => Ok(()),
+        Err(CardError::OtherRoot) => {
+            let policy =
+                own.map(Card::stored).transpose()?.map(|card| card.content().policy.clone());
+            let needed =
+                policy.map_or(0, |policy| policy.export_approvals.max(policy.import_approvals));
+            let what =
+                || format!("a card of {} with another root key", known.content().server_name);
+            Ok(mandate.approvers().require(usize::from(needed.max(1)), what, command)?)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Pairs with an enclave: an officer typed the fingerprint that the other enclave's officer read aloud.
 ///
 /// # Errors
-/// If the card is not valid, the fingerprint is another, or an approval does not count: then nothing changes.
+/// If the card is not valid, the fingerprint is another, it does not follow the known card of the enclave, or an approval does not count: then nothing changes.
 pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, order: &Order) -> Result<Card, Error> {
     let now = order.now;
     let proposed = Proposed::parse(&bytes, now)?;
@@ -135,11 +194,17 @@ pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, order: &Order) -> Resu
     let mandate = order.approved(&app.config.roster.trusted_keys, None, &wanted)?;
     let hash = ("card", card.hash().to_string());
     let entry = mandate.entry("peer.add", &server, [hash]);
+    let ours = app.config.server_name.clone();
     app.store.write(move |write| {
+        let (known, own) = (write.peer(&server)?.map(|peer| peer.card), write.own_card()?);
+        let command =
+            || format!("sallyctl approve peer CARD --enclave {ours} --token TOKEN --out APPROVAL");
+        check_succession(known.as_deref(), &bytes, own.as_deref(), &mandate, command)?;
         write.set_peer(&server, &bytes, now)?;
         write.keep_server_keys(&document)?;
         write.allot_one_time_keys(&server, POOL_TARGET)?;
-        write.append_audit(entry)
+        write.append_audit(entry)?;
+        Ok::<_, Error>(())
     })?;
     Ok(card)
 }

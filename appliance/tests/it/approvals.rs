@@ -3,16 +3,17 @@
 use std::{fs, sync::Arc};
 
 use axum::Router;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use ruma::server_name;
 use sallyport::{app::App, http::admin_router, service::peers};
 use sallyport_core::{
     admin::{Approval, BundleImported, Consent, ErrorBody, ErrorCode, path},
+    card::Proposed,
     digest::Sha256,
 };
 
 use crate::{
-    bundles::{Enclave, bare_enclave, order},
+    bundles::{Enclave, NOW, bare_enclave, order},
     commands::{Command, EXPORT, log},
 };
 
@@ -45,6 +46,13 @@ async fn refused(router: &Router, app: &App, command: Command) -> String {
     assert_eq!(left.len(), 1);
     assert!(left[0].entry.action.ends_with(".failed") && left[0].entry.approvals.is_empty());
     error
+}
+
+/// What the box says to a command that it does not carry out whoever approves.
+async fn impossible(router: &Router, command: Command) -> String {
+    let (status, body) = command.give(router, Some("alice")).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{}", String::from_utf8_lossy(&body));
+    serde_json::from_slice::<ErrorBody>(&body).unwrap().error
 }
 
 async fn done(router: &Router, command: Command) -> Vec<u8> {
@@ -159,8 +167,41 @@ async fn without_a_card_of_its_own_a_box_imports_nothing() {
     let bundle = fs::read(bravo.export(&alpha)).unwrap();
     let router = admin_router(Arc::clone(&alpha.app));
     let import = Command::post(path::BUNDLES_IMPORT, &bundle);
-    let (status, body) = import.give(&router, Some("alice")).await;
-    assert_eq!(status, StatusCode::CONFLICT);
-    let ErrorBody { error, .. } = serde_json::from_slice(&body).unwrap();
+    let error = impossible(&router, import).await;
     assert!(error.starts_with("the box has no card of its own"), "{error}");
+}
+
+/// Else whoever gives commands would sign a card that asks nobody, or take a peer's name for a key of their own.
+#[tokio::test]
+async fn another_root_key_needs_officers() {
+    let (alpha, bravo, router) = strict_pair();
+    let (app, officers) = (&alpha.app, &alpha.officers);
+    let install = |card: &[u8]| Command::new(Method::PUT, path::CARD, card);
+    let both = |consent: &Consent| [0, 1].map(|officer| officers.approve(officer, consent)).into();
+    let ours = || app.config.server_name.clone();
+
+    let lax = alpha.issue("forged", 9, (0, 0));
+    let error = refused(&router, app, install(&lax)).await;
+    assert!(error.starts_with("too few officers approved a card of alpha.test with another root key (2 needed, 0 given"), "{error}");
+    // The enclave's root decides alone, with a newer card, and as long as there are so many officers.
+    let error = impossible(&router, install(&alpha.issue("safe", 2, (3, 1)))).await;
+    assert!(error.starts_with("the card wants the approval of 3 officers"), "{error}");
+    let renewed = alpha.issue("safe", 2, (2, 2));
+    done(&router, install(&renewed)).await;
+    let error = impossible(&router, install(&alpha.card)).await;
+    assert!(error.contains("the card has serial 1, but serial 2 is already known"), "{error}");
+    let approved = install(&lax).approved(both(&Consent::to_own_card(ours(), Sha256::of(&lax))));
+    done(&router, approved).await;
+
+    // A card that asks for nobody's approval is not enough for another bravo: one officer at least.
+    let stranger = bravo.issue("forged", 9, (0, 0));
+    let pair = |card: &[u8]| {
+        let words = Proposed::parse(card, NOW).unwrap().fingerprint().words();
+        Command::post(path::PEERS, card).fingerprint(words)
+    };
+    let error = refused(&router, app, pair(&stranger)).await;
+    assert!(error.starts_with("too few officers approved a card of bravo.test with another root key (1 needed, 0 given"), "{error}");
+    done(&router, pair(&bravo.issue("safe", 2, (0, 0)))).await;
+    let consent = Consent::to_pairing(ours(), Sha256::of(&stranger));
+    done(&router, pair(&stranger).approved(both(&consent))).await;
 }

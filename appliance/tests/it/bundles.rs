@@ -47,7 +47,7 @@ pub(crate) struct Enclave {
     pub(crate) app: Arc<App>,
     pub(crate) card: Vec<u8>,
     pub(crate) officers: Officers,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// A box with a software token, two officers whose approval nothing needs, and a card that its enclave's root has signed.
@@ -73,30 +73,39 @@ pub(crate) fn bare_enclave(name: &str, export_approvals: u8, import_approvals: u
     let app = App::open(config, || NOW, shutdown).unwrap();
     own_keys::ensure(&app.store, &**app.token.as_ref().unwrap(), NOW).unwrap();
 
-    let policy = SigningPolicy { server_name: app.config.server_name.clone() };
-    let safe = folder.path().join("safe");
-    let root = SoftwareToken::open_or_create(&safe, Duration::ZERO, policy).unwrap();
-    let key = root.generate(KeyRole::Root, KeyKind::P256).unwrap();
-    let content = peers::card_request(&app, NOW).unwrap().into_content(CardTerms {
-        enclave: name.to_owned(),
-        serial: 1,
-        not_before: NOW,
-        not_after: NOW.plus(Duration::from_secs(365 * 24 * 3600)),
-        root: root.public_key(&key).unwrap(),
-        policy: Policy {
-            bundle_bytes_max: 1 << 30,
-            room_versions: room::VERSIONS.to_vec(),
-            direction: Direction::Both,
-            export_approvals,
-            import_approvals,
-        },
-    });
-    let card = Card::sign(&content, |bytes| root.sign(&key, &SigningRequest::Card(bytes.to_vec())))
-        .unwrap();
-    Enclave { app, card, officers, _folder: folder }
+    let mut enclave = Enclave { app, card: Vec::new(), officers, folder };
+    enclave.card = enclave.issue("safe", 1, (export_approvals, import_approvals));
+    enclave
 }
 
 impl Enclave {
+    /// A card for the box's keys as they are. Each safe has a root key of its own; so many officers must approve an export
+    /// and an import.
+    pub(crate) fn issue(&self, safe: &str, serial: u64, approvals: (u8, u8)) -> Vec<u8> {
+        let name = &self.app.config.server_name;
+        let policy = SigningPolicy { server_name: name.clone() };
+        let safe = self.folder.path().join(safe);
+        let root = SoftwareToken::open_or_create(&safe, Duration::ZERO, policy).unwrap();
+        let key = root.keys().unwrap().into_iter().next();
+        let key = key.unwrap_or_else(|| root.generate(KeyRole::Root, KeyKind::P256).unwrap());
+        let content = peers::card_request(&self.app, NOW).unwrap().into_content(CardTerms {
+            enclave: name.to_string(),
+            serial,
+            not_before: NOW,
+            not_after: NOW.plus(Duration::from_secs(365 * 24 * 3600)),
+            root: root.public_key(&key).unwrap(),
+            policy: Policy {
+                bundle_bytes_max: 1 << 30,
+                room_versions: room::VERSIONS.to_vec(),
+                direction: Direction::Both,
+                export_approvals: approvals.0,
+                import_approvals: approvals.1,
+            },
+        });
+        let sign = |bytes: &[u8]| root.sign(&key, &SigningRequest::Card(bytes.to_vec()));
+        Card::sign(&content, sign).unwrap()
+    }
+
     pub(crate) fn pair(&self, other: &Self) {
         peers::pair(&self.app, other.card.clone(), &other.fingerprint(), &order()).unwrap();
     }
@@ -175,6 +184,13 @@ impl Enclave {
     }
 }
 
+/// A room of alpha's in which bravo's bob is invited.
+pub(crate) fn shared_room(alpha: &Enclave) -> OwnedRoomId {
+    let room_id = alpha.found();
+    alpha.send(&room_id, member(ALICE, BOB, "invite"));
+    room_id
+}
+
 fn user(id: &str) -> &UserId {
     id.try_into().unwrap()
 }
@@ -241,8 +257,7 @@ fn a_lost_stick_is_made_up_for_by_the_next() {
     let (alpha, bravo) = (enclave("alpha.test"), enclave("bravo.test"));
     alpha.pair(&bravo);
     bravo.pair(&alpha);
-    let room_id = alpha.found();
-    alpha.send(&room_id, member(ALICE, BOB, "invite"));
+    let room_id = shared_room(&alpha);
     alpha.send(&room_id, message(ALICE, "one"));
     let lost = alpha.export(&bravo);
     alpha.send(&room_id, message(ALICE, "two"));
@@ -261,8 +276,7 @@ fn what_is_wrong_with_a_bundle_is_said_and_changes_nothing() {
     alpha.pair(&bravo);
     bravo.pair(&alpha);
     carol.pair(&alpha);
-    let room_id = alpha.found();
-    alpha.send(&room_id, member(ALICE, BOB, "invite"));
+    let room_id = shared_room(&alpha);
     let good = alpha.export(&bravo);
     let bytes = fs::read(&good).unwrap();
     let bad = good.with_extension("bad");
@@ -293,8 +307,7 @@ fn what_is_wrong_with_a_bundle_is_said_and_changes_nothing() {
 fn two_who_sign_at_the_same_time_share_the_work() {
     let (alpha, bravo) = (enclave("alpha.test"), enclave("bravo.test"));
     alpha.pair(&bravo);
-    let room_id = alpha.found();
-    alpha.send(&room_id, member(ALICE, BOB, "invite"));
+    let room_id = shared_room(&alpha);
     for n in 0..100 {
         alpha.send(&room_id, message(ALICE, &n.to_string()));
     }

@@ -48,13 +48,17 @@ pub(crate) struct Command {
 }
 
 impl Command {
-    fn new(method: Method, path: &str, body: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn new(method: Method, path: &str, body: impl Into<Vec<u8>>) -> Self {
         let (path, body) = (path.to_owned(), body.into());
         Self { method, path, fingerprint: String::new(), approvals: vec![], body }
     }
 
     pub(crate) fn post(path: &str, body: &[u8]) -> Self {
         Self::new(Method::POST, path, body)
+    }
+
+    pub(crate) fn fingerprint(self, fingerprint: String) -> Self {
+        Self { fingerprint, ..self }
     }
 
     pub(crate) fn approved(self, approvals: Vec<Approval>) -> Self {
@@ -136,7 +140,8 @@ fn commands(
             vec![("card.install", card.to_string())],
         ),
         (
-            Command { fingerprint: bravo.fingerprint(), ..post(path::PEERS, &bravo.card) }
+            post(path::PEERS, &bravo.card)
+                .fingerprint(bravo.fingerprint())
                 .approved(by_the_second(&Consent::to_pairing(ours(), Sha256::of(&bravo.card)))),
             vec![("peer.add", peer())],
         ),
@@ -218,7 +223,7 @@ async fn a_command_that_fails_leaves_a_row_that_says_so() {
     let post = Command::post;
     let hash = |bytes: &[u8]| Sha256::of(bytes).to_string();
     let unknown = CodesRequest { localparts: vec!["bob".parse().unwrap()], all_waiting: false };
-    let swapped = Command { fingerprint: alpha.fingerprint(), ..post(path::PEERS, &bravo.card) };
+    let swapped = post(path::PEERS, &bravo.card).fingerprint(alpha.fingerprint());
     let table = [
         (
             Command::new(Method::PUT, path::CARD, bravo.card.clone()),

@@ -29,6 +29,8 @@ mod rooms_http;
 #[cfg(test)]
 mod settings;
 #[cfg(test)]
+mod signing;
+#[cfg(test)]
 mod sync;
 #[cfg(test)]
 mod sync_gaps;
