@@ -6,6 +6,7 @@
 
 use ruma::{ServerName, server_name, signatures::PublicKeySet};
 use sallyport_core::{
+    admin::{Approval, verify},
     bundle::{Gate, Header, Kind, Manifest, Record, Sealed},
     card::{Card, Proposed},
     event::{KeyDocument, KeyLookup, KeySource, Pdu},
@@ -61,6 +62,15 @@ pub fn card(bytes: &[u8]) {
     let again = Card::stored(bytes).expect("reading it twice is reading it once");
     assert_eq!(card.hash(), again.hash());
     assert_eq!(card.fingerprint().words(), again.fingerprint().words());
+}
+
+/// An approval that comes with a command, as text.
+pub fn approval(bytes: &[u8]) {
+    let approval = Approval::from_text(&String::from_utf8_lossy(bytes));
+    let Some(consent) = approval.unverified_consent() else { return };
+    let approvals = std::slice::from_ref(&approval);
+    assert!(verify(approvals, &[], None, &consent).is_err(), "counts, though no officer is known");
+    assert!(!consent.to_string().is_empty());
 }
 
 /// A roster as a personnel office exports it.

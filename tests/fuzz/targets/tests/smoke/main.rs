@@ -28,7 +28,18 @@ macro_rules! smoke {
     };
 }
 
-smoke!(bundle, card, key_document, manifest, pdu, record, roster_csv, roster_file, roster_scim);
+smoke!(
+    approval,
+    bundle,
+    card,
+    key_document,
+    manifest,
+    pdu,
+    record,
+    roster_csv,
+    roster_file,
+    roster_scim
+);
 
 fn run(name: &str, target: fn(&[u8])) {
     let folder = fuzz().join("seeds").join(name);
