@@ -133,7 +133,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
         cause.downcast_ref::<client::Error>().and_then(|error| match error {
             client::Error::Unreachable { .. } => Some(3),
             client::Error::NeedsApproval(_) => Some(4),
-            client::Error::Refused(_) | client::Error::Broken(_) => None,
+            client::Error::Refused(_) | client::Error::Unread(_) | client::Error::Broken(_) => None,
         })
     });
     ExitCode::from(code.unwrap_or(1))

@@ -49,6 +49,11 @@ pub(crate) enum Error {
     /// It said that officers must approve, or that an approval does not count; the text is the box's own.
     #[error("{0}")]
     NeedsApproval(String),
+    /// What is sent cannot be read to its end.
+    #[error(
+        "the file could not be read to its end, and nothing of it was imported: was the stick pulled out? Plug it in again and repeat the command"
+    )]
+    Unread(#[source] anyhow::Error),
     /// The answer is not one of a box.
     #[error("the box's answer cannot be understood: is it of another version?")]
     Broken(#[source] anyhow::Error),
@@ -192,7 +197,10 @@ async fn exchange(socket: &Path, request: Request<Sent>) -> Result<Response<Inco
         http1::handshake(TokioIo::new(stream)).await.map_err(|e| Error::Broken(e.into()))?;
     // Ends with the answer; what went wrong on it is seen by the sender as well.
     tokio::spawn(connection);
-    sender.send_request(request).await.map_err(|e| Error::Broken(e.into()))
+    sender.send_request(request).await.map_err(|error| {
+        // What we do wrong ourselves is only that the body ends with an error.
+        if error.is_user() { Error::Unread(error.into()) } else { Error::Broken(error.into()) }
+    })
 }
 
 async fn refusal(answer: Response<Incoming>) -> Error {

@@ -1,6 +1,11 @@
 //! What may happen to a stick between two boxes: each gives one error that says what to do, and nothing is half-applied.
 
-use std::fs;
+use std::{
+    fs,
+    path::Path,
+    process::Child,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use sallyport_e2e::{
@@ -11,6 +16,9 @@ use sallyport_e2e::{
 };
 use serde_json::json;
 use tempfile::TempDir;
+
+/// How long a test waits for what must happen.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
 
 const PASSWORD: &str = "correct horse battery staple";
 
@@ -124,7 +132,8 @@ fn bundles_are_taken_in_order_by_their_recipient_only() -> Result<()> {
     let desk = pair.alpha.desk();
     fs::write(desk.path("own.bundle"), &to_bravo)?;
     let own = desk.sallyctl(&["bundle", "import", "own.bundle"]);
-    ensure!(own.is_err(), "alpha takes its own bundle");
+    let own = format!("{:#}", own.err().context("alpha takes its own bundle")?);
+    ensure!(own.contains("is for bravo.example, not for this enclave: give it to"), "{own}");
 
     pair.import("1.bundle")?;
     pair.bob.post(&format!("/_matrix/client/v3/join/{}", pair.room), json!({}))?;
@@ -180,4 +189,85 @@ fn a_power_cut_during_an_import_is_made_good_by_importing_again() -> Result<()> 
         bodies.len()
     );
     Ok(())
+}
+
+#[test]
+fn a_stick_that_is_pulled_out_while_it_is_read_changes_nothing() -> Result<()> {
+    let pair = Pair::new()?;
+    // More than the pipes between sallyctl and the box hold.
+    for number in 0..30 {
+        let path = format!("/_matrix/client/v3/rooms/{}/send/m.room.message/{number}", pair.room);
+        let body = noise(number, 60_000);
+        pair.alice.put(&path, json!({"msgtype": "m.text", "body": body}))?;
+    }
+    pair.export("first.bundle")?;
+    let desk = pair.bravo.desk();
+    fs::create_dir(desk.path("stick"))?;
+    desk.sallyctl(&["stick", "write", "stick", "--bundle", "first.bundle"])?;
+    let folder = desk.path("stick/SALLYPORT/BUNDLES");
+    let file = fs::read_dir(&folder)?.next().context("no file on the stick")??.path();
+    let bundle = fs::read(&file)?;
+    let before = desk.sallyctl(&["bundle", "status"])?;
+
+    // The box stands still, so sallyctl is somewhere in the middle of the file when it is gone.
+    pair.bravo.pause()?;
+    let path = file.to_str().context("a path that is no text")?;
+    let import = desk.start_sallyctl(&["bundle", "import", path])?;
+    let read = position_once_reading(&import, &file)?;
+    ensure!(read < bundle.len() as u64, "the whole bundle was read while the box stood still");
+    fs::OpenOptions::new().write(true).open(&file)?.set_len(0)?;
+    fs::remove_dir_all(desk.path("stick"))?;
+    pair.bravo.resume()?;
+    let output = import.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && said.contains("was the stick pulled out?"), "{said}");
+    ensure!(said.contains("nothing of it was imported"), "{said}");
+
+    ensure!(pair.invites()? == 0, "half a bundle brought an invite");
+    ensure!(desk.sallyctl(&["bundle", "status"])? == before, "half a bundle counts");
+    let quarantine = pair.bravo.plan().data().join("quarantine");
+    let started = Instant::now();
+    while fs::read_dir(&quarantine)?.next().is_some() {
+        ensure!(started.elapsed() < STUCK_AFTER, "half a bundle stays in quarantine");
+    }
+    // With no stick at all the answer is another one; with the stick everything is as if nothing had been.
+    let gone = desk.sallyctl(&["stick", "import", "stick", "--codes", "."]);
+    let gone = format!("{:#}", gone.err().context("a stick that is not there was imported")?);
+    ensure!(gone.contains("is the stick mounted there?"), "{gone}");
+    fs::create_dir_all(&folder)?;
+    fs::write(&file, &bundle)?;
+    desk.sallyctl(&["stick", "import", "stick", "--codes", "."])?;
+    ensure!(pair.invites()? == 1, "the whole bundle brought no invite");
+    Ok(())
+}
+
+/// Text that does not compress well.
+fn noise(seed: u64, length: usize) -> String {
+    let mut random = seed.wrapping_add(1);
+    let mut next = || {
+        random =
+            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'0' + u8::try_from(random >> 58).unwrap_or_default())
+    };
+    (0..length).map(|_| next()).map(|c| if c == '\\' { '~' } else { c }).collect()
+}
+
+/// How much of a file a process has read, as soon as that is anything.
+fn position_once_reading(process: &Child, file: &Path) -> Result<u64> {
+    let started = Instant::now();
+    let process = format!("/proc/{}", process.id());
+    while started.elapsed() < STUCK_AFTER {
+        let open = fs::read_dir(format!("{process}/fd"))?.filter_map(Result::ok);
+        let of_file = open.filter(|entry| fs::read_link(entry.path()).is_ok_and(|to| to == file));
+        for descriptor in of_file {
+            let number = descriptor.file_name().to_string_lossy().into_owned();
+            let info = fs::read_to_string(format!("{process}/fdinfo/{number}"))?;
+            let position = info.lines().find_map(|line| line.strip_prefix("pos:"));
+            let position: u64 = position.context("no position")?.trim().parse()?;
+            if position > 0 {
+                return Ok(position);
+            }
+        }
+    }
+    anyhow::bail!("{} is not read", file.display())
 }

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Child, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -77,11 +77,7 @@ impl Desk {
     /// # Errors
     /// When it fails; with what it says.
     pub fn sallyctl_answering(&self, arguments: &[&str], input: &str) -> Result<String> {
-        let mut command = Place::Here.command(repository::sallyctl()?);
-        command.current_dir(&self.folder).args(arguments);
-        command.env("SALLYPORT_ADMIN_SOCKET", &self.socket).env("SALLYPORT_ACTOR", "admin");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn()?;
+        let mut child = self.start_sallyctl(arguments)?;
         let mut questions = child.stdin.take().context("no input of sallyctl")?;
         match questions.write_all(input.as_bytes()) {
             // It asked nothing and has gone.
@@ -96,6 +92,18 @@ impl Desk {
         let output = String::from_utf8(output.stdout)?;
         self.narrator.command(&self.name, &shown, &output);
         Ok(output)
+    }
+
+    /// Starts `sallyctl` and leaves it running; its streams are pipes.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_sallyctl(&self, arguments: &[&str]) -> Result<Child> {
+        let mut command = Place::Here.command(repository::sallyctl()?);
+        command.current_dir(&self.folder).args(arguments);
+        command.env("SALLYPORT_ADMIN_SOCKET", &self.socket).env("SALLYPORT_ACTOR", "admin");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(command.spawn()?)
     }
 
     /// Makes the enclave's root key and an officer's key in software tokens, unless an earlier call did. Answers the

@@ -285,6 +285,27 @@ impl Enclave {
         Ok(())
     }
 
+    /// Stops the box in the middle of what it does, until [`Enclave::resume`].
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets a paused box go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.running.as_ref().context("it does not run")?;
+        Ok(kill(pid(child)?, signal)?)
+    }
+
     /// Whether the box has ended by itself, and how.
     ///
     /// # Errors

@@ -154,7 +154,9 @@ pub struct Proposed(Card);
 #[derive(Debug, thiserror::Error)]
 pub enum CardError {
     /// Longer than any card.
-    #[error("not a pairing card: {bytes} bytes, and a card has at most {max}")]
+    #[error(
+        "not a pairing card, which has at most {max} bytes and not {bytes}: is it the right file?"
+    )]
     TooLarge {
         /// The bytes given.
         bytes: usize,
@@ -203,7 +205,9 @@ pub enum CardError {
     #[error("the card is signed by another root key: meet the peer's officer and pair again")]
     OtherRoot,
     /// A renewal that is not newer than the card we have.
-    #[error("the card has serial {found}, but serial {known} is already known")]
+    #[error(
+        "the card has serial {found}, but serial {known} is known: ask the peer for its newest card"
+    )]
     NotNewer {
         /// The serial of the renewal.
         found: u64,
@@ -211,7 +215,9 @@ pub enum CardError {
         known: u64,
     },
     /// Two different cards claim the same place in the sequence.
-    #[error("the card does not follow the one we have: the peer's root key signed two histories")]
+    #[error(
+        "the card does not follow the one we have, as the peer's root key signed two histories: ask its officer in person how that came"
+    )]
     Forked,
 }
 

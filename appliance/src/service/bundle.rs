@@ -57,7 +57,7 @@ pub enum Error {
     #[error("events for the peer wait for their signatures: nothing leaves the box unsigned")]
     Unsigned(#[from] signer::Error),
     /// The token failed.
-    #[error("the token does not do it")]
+    #[error("the token does not do it: see `sallyctl token status`, then try again")]
     Token(#[source] sallyport_hsm::Error),
     /// A file failed.
     #[error("cannot {action} {}", path.display())]
@@ -83,7 +83,7 @@ pub enum Error {
     #[error("the bundle {0}")]
     Sequence(bundle::Sequence),
     /// What it contains contradicts itself.
-    #[error("the bundle's content is not sound: {0}")]
+    #[error("the bundle's content is not sound ({0}): report it to the sender")]
     Content(String),
     /// Events could not be taken in.
     #[error("events could not be taken in; what was imported so far is kept, try again")]

@@ -87,6 +87,8 @@ mod tests {
         check(&store, minute(56)).unwrap();
         let error = check(&store, minute(30)).unwrap_err();
         assert!(error.to_string().contains("30 minutes behind"), "{error}");
+        assert!(error.to_string().contains("set the clock"), "{error}");
+        assert!(error.to_string().contains("sallyctl clock accept"), "{error}");
         check(&store, minute(61)).unwrap();
         assert!(check(&store, minute(30)).is_err());
         store.write(move |write| write.note_time(minute(30))).unwrap();

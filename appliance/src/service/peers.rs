@@ -47,7 +47,7 @@ pub enum Error {
     #[error(transparent)]
     Fingerprint(#[from] Mismatch),
     /// The key document on a confirmed card is not sound.
-    #[error("the card's Matrix keys are not sound")]
+    #[error("the card's Matrix keys are not sound: ask the peer for a new card")]
     ServerKeys(#[from] KeyDocumentError),
     /// The card is not the one that this place is for.
     #[error("{0}")]
@@ -63,7 +63,7 @@ pub enum Error {
         known: usize,
     },
     /// A stored key is damaged.
-    #[error("the database holds a damaged key")]
+    #[error("the database holds a damaged key: restore a backup")]
     Damaged,
 }
 

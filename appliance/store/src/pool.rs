@@ -628,6 +628,25 @@ mod tests {
     }
 
     #[test]
+    fn a_database_of_a_newer_version_is_left_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        drop(open(&path, |_| {}).unwrap());
+        let newer = Connection::open(&path).unwrap();
+        newer.pragma_update(None, "user_version", 9999).unwrap();
+        newer.close().unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let Err(error) = open(&path, |_| {}) else { panic!("it was opened") };
+        assert!(matches!(error, Error::SchemaTooNew { found: 9999, .. }), "{error}");
+        let says = error.to_string();
+        assert!(
+            says.contains("start that version, or restore a backup made by this one"),
+            "{says}"
+        );
+        assert!(std::fs::read(&path).unwrap() == before, "the file was changed");
+    }
+
+    #[test]
     fn a_full_disk_is_said_and_loses_nothing_that_was_answered() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("db");

@@ -304,6 +304,40 @@ fn what_is_wrong_with_a_bundle_is_said_and_changes_nothing() {
 }
 
 #[test]
+fn a_refusal_says_what_to_do() {
+    let (alpha, bravo, charlie) =
+        (enclave("alpha.test"), enclave("bravo.test"), enclave("charlie.test"));
+    alpha.pair(&bravo);
+    bravo.pair(&alpha);
+    charlie.pair(&alpha);
+    let room_id = alpha.found();
+    alpha.send(&room_id, member(ALICE, BOB, "invite"));
+    let good = alpha.export(&bravo);
+    let hash = Sha256::of(&fs::read(&good).unwrap());
+    let days = |days: u32| Duration::from_secs(24 * 3600) * days;
+    let earlier = Millis(NOW.0 - 3_600_000);
+    bravo.app.store.write(|write| write.note_time(NOW)).unwrap();
+    for (at, now, expected) in [
+        (&charlie, NOW, "is for bravo.test, not for this enclave: give it to its recipient"),
+        (&alpha, NOW, "is for bravo.test, not for this enclave: give it to its recipient"),
+        (&bravo, earlier, "60 minutes behind the newest time this box has seen: set the clock"),
+        (&bravo, NOW.plus(days(100)), "has expired: ask the sender for a new one"),
+    ] {
+        let order = Order { now, ..order() };
+        let error = import(&at.app, &good, hash, &order).unwrap_err();
+        let text = sallyport::telemetry::chain(&error);
+        assert!(text.contains(expected), "{text}");
+        assert_eq!(bravo.membership(&room_id, BOB), None);
+        // The far future of the last case was seen by nobody but that case.
+        bravo.app.store.write(|write| write.note_time(NOW)).unwrap();
+    }
+    let error = export(&alpha.app, server_name!("bravo.test"), &Order { now: earlier, ..order() });
+    assert!(matches!(error, Err(bundle::Error::Clock(_))), "{error:?}");
+    bravo.import(&good).unwrap();
+    assert_eq!(bravo.membership(&room_id, BOB), Some(MembershipState::Invite));
+}
+
+#[test]
 fn two_who_sign_at_the_same_time_share_the_work() {
     let (alpha, bravo) = (enclave("alpha.test"), enclave("bravo.test"));
     alpha.pair(&bravo);

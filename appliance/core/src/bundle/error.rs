@@ -11,7 +11,7 @@ use crate::{card::CardError, cbor, cose::KeyId, time::Millis};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Not one of our files.
-    #[error("not a bundle")]
+    #[error("the file is not a bundle: is it the right one?")]
     NotABundle,
     /// Written by a later version of this program.
     #[error("the bundle has format {found}, this box reads {VERSION}: update this box first")]
@@ -44,10 +44,10 @@ pub enum Error {
     )]
     BadSignature,
     /// The card of the sender is not valid now: expired, or revoked.
-    #[error("the sender's pairing card is not valid")]
+    #[error("the sender's pairing card is not valid: exchange new cards")]
     SenderCard(#[source] CardError),
     /// The key's owner and the sender that the header names are not the same.
-    #[error("the bundle says it is from {claimed}, but {signer} signed it")]
+    #[error("the bundle says it is from {claimed}, but {signer} signed it: report it to both")]
     WrongSender {
         /// The sender in the header.
         claimed: OwnedServerName,
@@ -99,7 +99,9 @@ pub enum Error {
         key: KeyId,
     },
     /// The token did not agree on the key.
-    #[error("the token could not open the bundle")]
+    #[error(
+        "the token could not open the bundle: see `sallyctl token status`, then import it again"
+    )]
     Token(#[source] Box<dyn StdError + Send + Sync>),
     /// A chunk does not open: its bytes were changed, or are not of this bundle.
     #[error("the bundle is damaged in MiB {chunk}: copy it again from the stick")]
@@ -151,7 +153,7 @@ pub enum Error {
     #[error("the bundle was exchanged while it was read: copy it again from the stick")]
     Exchanged,
     /// The quarantine cannot be read.
-    #[error("the bundle cannot be read")]
+    #[error("the bundle cannot be read: import it again")]
     Read(#[source] io::Error),
 }
 

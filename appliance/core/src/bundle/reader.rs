@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     card::{Card, EncryptionKey, EncryptionSuite},
+    cose::KeyId,
     digest::Sha256,
     limits::{BUNDLE_MANIFEST_BYTES_MAX, FUTURE_MS_MAX},
     sign::context,
@@ -74,7 +75,7 @@ impl<R: Read> Sealed<R> {
             .peers
             .iter()
             .find_map(|card| Some((card, card.signing_key(key_id)?)))
-            .ok_or(Error::UnknownSender { key: key_id })?;
+            .ok_or_else(|| gate.unknown_signer(&head, key_id))?;
         let payload = head
             .envelope
             .verify(context::MANIFEST, &key.public)
@@ -175,6 +176,14 @@ impl Authentic {
 }
 
 impl Gate<'_> {
+    /// Nothing that an unknown signer says is believed; but if it does not even claim to be for us, a card would not help.
+    fn unknown_signer(&self, head: &Head, key: KeyId) -> Error {
+        match Header::parse(head.envelope.unverified_payload()) {
+            Ok(header) if header.to != *self.me => Error::WrongRecipient { to: header.to },
+            _ => Error::UnknownSender { key },
+        }
+    }
+
     fn check(&self, header: &Header, file_bytes: u64) -> Result<(), Error> {
         if header.to != *self.me {
             return Err(Error::WrongRecipient { to: header.to.clone() });

@@ -82,7 +82,10 @@ pub struct RosterFile<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// Larger than any roster.
-    #[error("the file is larger than {} MiB", ROSTER_BYTES_MAX >> 20)]
+    #[error(
+        "the file is larger than {} MiB: import the accounts as several delta rosters",
+        ROSTER_BYTES_MAX >> 20
+    )]
     TooLarge,
     /// Another kind of file, or cut short.
     #[error(
@@ -90,16 +93,22 @@ pub enum Refused {
     )]
     NotARosterFile,
     /// The key is none of those given.
-    #[error("the roster is signed with the key {0}, which is not an officer's key here")]
+    #[error(
+        "the roster is signed with the key {0}, which is not an officer's key here: have one of roster.trusted_keys sign it"
+    )]
     UnknownSigner(KeyId),
     /// The statement was changed after it was signed, or signed by somebody else.
-    #[error("the signature of the roster is wrong: the file was changed after it was signed")]
+    #[error(
+        "the signature of the roster is wrong: the file was changed after it was signed; ask its maker for it again"
+    )]
     Signature(#[source] cose::Error),
     /// The accounts were changed after the statement was signed.
-    #[error("the accounts are not those that were signed: the file was changed or damaged")]
+    #[error(
+        "the accounts are not those that were signed: the file was changed or damaged; copy it again"
+    )]
     Body,
     /// Signed, but not sound.
-    #[error("the accounts cannot be read")]
+    #[error("the accounts cannot be read: have the roster made again")]
     Accounts(#[source] NotARoster),
 }
 

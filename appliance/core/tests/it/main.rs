@@ -8,5 +8,6 @@ mod convergence;
 mod creation;
 mod events;
 mod graphs;
+mod refusals;
 mod server;
 mod short;

@@ -56,6 +56,8 @@ fn the_gate() {
     assert!(matches!(open(Gate { peers: &[], ..gate }), Err(Error::UnknownSender { .. })));
     let me = server_name!("charlie.example");
     assert!(matches!(open(Gate { me, ..gate }), Err(Error::WrongRecipient { .. })));
+    // Nor do we know the signer of what goes from a stranger to a stranger, or from us to a peer: pairing would not help.
+    assert!(matches!(open(Gate { me, peers: &[], ..gate }), Err(Error::WrongRecipient { .. })));
     assert!(matches!(open(Gate { now: late, ..gate }), Err(Error::Expired { .. })));
     assert!(matches!(open(Gate { now: late, admit_expired: true, ..gate }), Ok(2)));
     let small = Gate { bytes_max: file.len() as u64 - 1, ..gate };
