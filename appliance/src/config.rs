@@ -12,7 +12,7 @@ use std::{
 
 use ruma::{OwnedServerName, RoomVersionId};
 use rustls_pki_types::ServerName;
-use sallyport_core::sign::PublicKey;
+use sallyport_core::{limits::PASSWORD_CHARACTERS_MIN, sign::PublicKey};
 use sallyport_hsm::TokenConfig;
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +103,17 @@ pub struct Admin {
 pub struct Registration {
     /// The rule.
     pub mode: RegistrationMode,
+}
+
+impl Registration {
+    /// How many characters a new password needs. Tests choose theirs.
+    #[must_use]
+    pub fn password_characters_min(&self) -> usize {
+        match self.mode {
+            RegistrationMode::Closed | RegistrationMode::Token => PASSWORD_CHARACTERS_MIN,
+            RegistrationMode::Open => 1,
+        }
+    }
 }
 
 /// The rule of [`Registration`].

@@ -8,6 +8,7 @@
 pub mod create;
 mod decide;
 mod draft;
+mod incoming;
 mod overlay;
 mod resolve;
 pub mod snapshot;
@@ -17,10 +18,9 @@ pub mod visibility;
 use ruma::{RoomVersionId, room_version_rules::RoomVersionRules};
 
 pub use self::{
-    decide::{
-        Change, Checked, CurrentState, Hold, Incoming, StateRef, Verdict, decide, parse, version_of,
-    },
+    decide::{Change, CurrentState, Hold, StateRef, Verdict, decide, version_of},
     draft::{Draft, Intent, Refusal, SealError, draft, may_redact, power_levels},
+    incoming::{Checked, Incoming, parse},
     overlay::{Overlay, pending_id, pending_index},
     resolve::auth_chain,
     view::{Head, Known, RoomView, StateId, StateKey, StateMap},

@@ -3,17 +3,20 @@
 //! A handler states whom it serves by the type of its second argument, and [`Admits`] lets it be
 //! stricter than the endpoint's authentication scheme in the specification, never laxer.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
-use http::{HeaderMap, header, request::Parts};
+use axum::extract::Query;
+use http::{header, request::Parts};
 use ruma::api::auth_scheme::{
     AccessToken, AccessTokenOptional, AppserviceTokenOptional, AuthScheme, NoAccessToken,
     NoAuthentication,
 };
+use serde::Deserialize;
 
 use super::error::ApiError;
 use crate::{
     app::App,
+    config::RegistrationMode,
     service::sessions::{self, Authenticated, Identity, TokenHash},
 };
 
@@ -39,8 +42,8 @@ pub trait Caller: Sized + Send + 'static {
 
 impl Caller for Identity {
     async fn identify(app: &Arc<App>, head: &Parts) -> Result<Self, ApiError> {
-        let token = bearer_token(&head.headers)?.ok_or_else(ApiError::missing_token)?;
-        admitted(authenticate(app, head, token).await?)
+        let token = access_token(head)?.ok_or_else(ApiError::missing_token)?;
+        admitted(authenticate(app, head, &token).await?)
     }
 }
 
@@ -50,17 +53,32 @@ pub struct Leaving(pub Identity);
 
 impl Caller for Leaving {
     async fn identify(app: &Arc<App>, head: &Parts) -> Result<Self, ApiError> {
-        let token = bearer_token(&head.headers)?.ok_or_else(ApiError::missing_token)?;
-        Ok(Self(authenticate(app, head, token).await?.identity))
+        let token = access_token(head)?.ok_or_else(ApiError::missing_token)?;
+        Ok(Self(authenticate(app, head, &token).await?.identity))
     }
 }
 
 impl Caller for Option<Identity> {
     async fn identify(app: &Arc<App>, head: &Parts) -> Result<Self, ApiError> {
-        match bearer_token(&head.headers)? {
-            Some(token) => admitted(authenticate(app, head, token).await?).map(Some),
+        match access_token(head)? {
+            Some(token) => admitted(authenticate(app, head, &token).await?).map(Some),
             None => Ok(None),
         }
+    }
+}
+
+/// Somebody who may see what all members may: a member, and where everybody can make an account, anybody.
+///
+/// The specification leaves profiles and the room directory open to the whole network.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader;
+
+impl Caller for Reader {
+    async fn identify(app: &Arc<App>, head: &Parts) -> Result<Self, ApiError> {
+        if access_token(head)?.is_none() && app.config.registration.mode == RegistrationMode::Open {
+            return Ok(Self);
+        }
+        Identity::identify(app, head).await.map(|_| Self)
     }
 }
 
@@ -80,7 +98,10 @@ impl Admits<Identity> for AccessTokenOptional {}
 impl Admits<Option<Identity>> for AccessTokenOptional {}
 impl Admits<Anonymous> for AccessTokenOptional {}
 
+impl Admits<Reader> for AccessTokenOptional {}
+
 // An endpoint that the specification leaves open may ask for a token all the same.
+impl Admits<Reader> for NoAccessToken {}
 impl Admits<Identity> for NoAccessToken {}
 impl Admits<Option<Identity>> for NoAccessToken {}
 impl Admits<Anonymous> for NoAccessToken {}
@@ -91,13 +112,22 @@ impl Admits<Anonymous> for NoAuthentication {}
 impl Admits<Option<Identity>> for AppserviceTokenOptional {}
 impl Admits<Anonymous> for AppserviceTokenOptional {}
 
-/// The token of `Authorization: Bearer`. A token in the query string is not accepted: it would
-/// end up in logs and histories.
-fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
-    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
+/// The token of `Authorization: Bearer`, or the one in the query string, which the specification has deprecated
+/// ([using access tokens](https://spec.matrix.org/v1.19/client-server-api/#using-access-tokens)). Queries are never logged.
+fn access_token(head: &Parts) -> Result<Option<Cow<'_, str>>, ApiError> {
+    #[derive(Deserialize)]
+    struct Token {
+        access_token: Option<String>,
+    }
+    let Some(value) = head.headers.get(header::AUTHORIZATION) else {
+        let query = Query::<Token>::try_from_uri(&head.uri);
+        return Ok(query.ok().and_then(|Query(query)| query.access_token).map(Cow::Owned));
+    };
     let value = value.to_str().map_err(|_| ApiError::missing_token())?;
     match value.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(Some(token.trim())),
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
+            Ok(Some(Cow::Borrowed(token.trim())))
+        }
         _ => Err(ApiError::missing_token()),
     }
 }
@@ -127,18 +157,29 @@ fn address(head: &Parts) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    fn check(value: &'static str, expected: Result<Option<&str>, ()>) {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::AUTHORIZATION, value.parse().unwrap());
-        assert_eq!(bearer_token(&headers).map_err(|_| ()), expected, "{value}");
+    fn check(uri: &str, header: Option<&str>, expected: Result<Option<&str>, ()>) {
+        let mut request = http::Request::builder().uri(uri);
+        if let Some(header) = header {
+            request = request.header(header::AUTHORIZATION, header);
+        }
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        let token = access_token(&head).map_err(|_| ());
+        assert_eq!(
+            token.as_ref().map(Option::as_deref),
+            expected.as_ref().copied(),
+            "{uri} {header:?}"
+        );
     }
 
     #[test]
-    fn bearer_tokens() {
-        check("Bearer abc", Ok(Some("abc")));
-        check("bearer  abc", Ok(Some("abc")));
-        check("Basic abc", Err(()));
-        check("Bearer", Err(()));
-        assert_eq!(bearer_token(&HeaderMap::new()).map_err(|_| ()), Ok(None));
+    fn access_tokens() {
+        check("/", Some("Bearer abc"), Ok(Some("abc")));
+        check("/", Some("bearer  abc"), Ok(Some("abc")));
+        check("/", Some("Basic abc"), Err(()));
+        check("/", Some("Bearer"), Err(()));
+        check("/", None, Ok(None));
+        check("/?access_token=abc&x=y", None, Ok(Some("abc")));
+        check("/?access_token=query", Some("Bearer header"), Ok(Some("header")));
+        check("/?x=y", None, Ok(None));
     }
 }

@@ -12,7 +12,7 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 use ruma::api::{
     OutgoingResponse, OutgoingResponseExt as _,
-    client::uiaa::{UiaaInfo, UiaaResponse},
+    client::uiaa::UiaaInfo,
     error::{
         DeserializationError, Error as MatrixError, ErrorBody, ErrorKind, FromHttpRequestError,
         LimitExceededErrorData, RetryAfter, StandardErrorBody, UnknownTokenErrorData,
@@ -186,7 +186,14 @@ impl IntoResponse for ApiError {
                 let body = StandardErrorBody::new(kind, message.into_owned());
                 response(MatrixError::new(status, ErrorBody::Standard(body)))
             }
-            Answer::Interactive(info) => response(UiaaResponse::AuthResponse(info)),
+            Answer::Interactive(info) => {
+                // Ruma leaves out an empty list of completed stages, which some clients insist on.
+                let mut body = serde_json::to_value(&info).unwrap_or_default();
+                if let Some(body) = body.as_object_mut() {
+                    body.entry("completed").or_insert_with(|| serde_json::json!([]));
+                }
+                response(MatrixError::new(status, ErrorBody::Json(body)))
+            }
             Answer::Locked => {
                 // Ruma's error kind does not carry `soft_logout`.
                 let body = serde_json::json!({
@@ -222,6 +229,11 @@ impl From<FromHttpRequestError> for ApiError {
             }
             FromHttpRequestError::MethodMismatch { .. } => {
                 Self::unrecognized(StatusCode::METHOD_NOT_ALLOWED)
+            }
+            FromHttpRequestError::Deserialization(DeserializationError::Query(error))
+                if error.to_string().contains("missing field") =>
+            {
+                Self::missing_param(error.to_string())
             }
             error => Self::invalid_param(error.to_string()),
         }

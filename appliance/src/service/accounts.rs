@@ -49,15 +49,16 @@ pub fn available(
 /// # Errors
 /// If the name was given out in between, or the password cannot be used.
 pub fn register(
-    store: &Store,
+    app: &App,
     user_id: &UserId,
     password: &str,
     salt: &[u8; 16],
     now: Millis,
 ) -> Result<(), AccountError> {
-    let hash = passwords::hash(password, salt)?;
+    let characters_min = app.config.registration.password_characters_min();
+    let hash = passwords::hash(password, characters_min, salt)?;
     let user_id = user_id.to_owned();
-    store.write(move |write| {
+    app.store.write(move |write| {
         if !write.create_user(&user_id, now)? {
             return Err(AccountError::Taken);
         }
@@ -71,15 +72,16 @@ pub fn register(
 /// # Errors
 /// If the password cannot be used.
 pub fn change_password(
-    store: &Store,
+    app: &App,
     identity: Identity,
     password: &str,
     log_out_others: bool,
     salt: &[u8; 16],
 ) -> Result<(), AccountError> {
-    let hash = passwords::hash(password, salt)?;
+    let characters_min = app.config.registration.password_characters_min();
+    let hash = passwords::hash(password, characters_min, salt)?;
     let Identity { user_id, device_id } = identity;
-    store.write(move |write| {
+    app.store.write(move |write| {
         write.set_password_hash(&user_id, Some(&hash))?;
         if log_out_others {
             let mut others = write.device_ids(&user_id)?;

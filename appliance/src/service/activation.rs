@@ -4,7 +4,7 @@ use ruma::{OwnedUserId, ServerName, UserId};
 use sallyport_core::{
     admin::{CodesRequest, IssuedCode, Unapproved},
     audit::Entry,
-    limits::ACTIVATION_CODES_MAX,
+    limits::{ACTIVATION_CODES_MAX, PASSWORD_CHARACTERS_MIN},
     roster::{
         Localpart,
         activation::{ActivationCode, NotACode, RANDOM_BYTES},
@@ -75,7 +75,7 @@ pub fn activate(
     if wanted.is_some_and(|wanted| wanted != owner) {
         return Err(Error::Unknown);
     }
-    let password_hash = passwords::hash(password, salt)?;
+    let password_hash = passwords::hash(password, PASSWORD_CHARACTERS_MIN, salt)?;
     store.write(move |write| {
         let user_id = write.redeem_activation_code(hash, now)?.ok_or(Error::Unknown)?;
         write.set_password_hash(&user_id, Some(&password_hash))?;

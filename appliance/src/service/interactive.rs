@@ -41,10 +41,10 @@ impl Interactive {
         id
     }
 
-    /// Whether a session was opened for this purpose and has not expired.
-    pub fn is_open(&self, id: &str, purpose: &str, now: Millis) -> bool {
+    /// What an open session was opened for.
+    pub fn purpose(&self, id: &str, now: Millis) -> Option<String> {
         let sessions = self.lock();
-        sessions.get(id).is_some_and(|open| open.purpose == purpose && now < open.expires)
+        sessions.get(id).filter(|open| now < open.expires).map(|open| open.purpose.clone())
     }
 
     /// The purpose is fulfilled.
@@ -66,12 +66,11 @@ mod tests {
         let interactive = Interactive::default();
         let now = Millis(1_000);
         let id = interactive.open("delete A".to_owned(), now, [1; 18]);
-        assert!(interactive.is_open(&id, "delete A", now));
-        assert!(!interactive.is_open(&id, "delete B", now));
+        assert_eq!(interactive.purpose(&id, now).as_deref(), Some("delete A"));
         let later = now.plus(Duration::from_millis(INTERACTIVE_SESSION_MS));
-        assert!(!interactive.is_open(&id, "delete A", later));
+        assert_eq!(interactive.purpose(&id, later), None);
         interactive.close(&id);
-        assert!(!interactive.is_open(&id, "delete A", now));
+        assert_eq!(interactive.purpose(&id, now), None);
     }
 
     #[test]

@@ -7,14 +7,17 @@ use argon2::{
     Argon2, PasswordVerifier as _,
     password_hash::{self, PasswordHasher as _, phc},
 };
-use sallyport_core::limits::{PASSWORD_BYTES_MAX, PASSWORD_CHARACTERS_MIN};
+use sallyport_core::limits::PASSWORD_BYTES_MAX;
 
 /// A password or a hash that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Too short to resist guessing.
-    #[error("the password has fewer than {PASSWORD_CHARACTERS_MIN} characters")]
-    TooShort,
+    #[error("the password has fewer than {characters_min} characters")]
+    TooShort {
+        /// How many it needs.
+        characters_min: usize,
+    },
     /// Longer than anybody types.
     #[error("the password has more than {PASSWORD_BYTES_MAX} bytes")]
     TooLong,
@@ -27,12 +30,12 @@ pub enum Error {
 ///
 /// # Errors
 /// If the password is too short or too long.
-pub fn hash(password: &str, salt: &[u8; 16]) -> Result<String, Error> {
+pub fn hash(password: &str, characters_min: usize, salt: &[u8; 16]) -> Result<String, Error> {
     if password.len() > PASSWORD_BYTES_MAX {
         return Err(Error::TooLong);
     }
-    if password.chars().count() < PASSWORD_CHARACTERS_MIN {
-        return Err(Error::TooShort);
+    if password.chars().count() < characters_min {
+        return Err(Error::TooShort { characters_min });
     }
     Ok(compute(password, salt)?.to_string())
 }
@@ -64,7 +67,7 @@ mod tests {
 
     #[test]
     fn hashes_verify_and_say_how_they_were_made() {
-        let hash = hash("correct horse", &[7; 16]).unwrap();
+        let hash = hash("correct horse", 8, &[7; 16]).unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
         assert!(verify("correct horse", Some(&hash)).unwrap());
         assert!(!verify("correct hors", Some(&hash)).unwrap());
@@ -73,9 +76,9 @@ mod tests {
 
     #[test]
     fn passwords_have_bounds() {
-        assert!(matches!(hash("short", &[0; 16]), Err(Error::TooShort)));
+        assert!(matches!(hash("short", 8, &[0; 16]), Err(Error::TooShort { characters_min: 8 })));
         let long = "x".repeat(PASSWORD_BYTES_MAX + 1);
-        assert!(matches!(hash(&long, &[0; 16]), Err(Error::TooLong)));
+        assert!(matches!(hash(&long, 8, &[0; 16]), Err(Error::TooLong)));
         assert!(verify("x", Some("damaged")).is_err());
     }
 }

@@ -42,7 +42,7 @@ use self::{
 use super::{
     account_data,
     push_rules::{self, PushRuleError},
-    rooms::format::Format,
+    rooms::format::{Format, MembershipThen},
     sessions::Identity,
 };
 use crate::app::App;
@@ -281,6 +281,7 @@ impl Sync<'_, '_> {
                 device_id,
                 now: self.query.now,
                 names_room: false,
+                membership: MembershipThen::default(),
             },
             user_id,
             filter: &self.query.filter,

@@ -48,9 +48,13 @@ async fn registering_takes_a_stage_and_a_free_name() {
     assert_eq!(available("A%20B").await.error(), (400, "M_INVALID_USERNAME".into()));
     assert_eq!(available("bob").await.ok()["available"], true);
     let weak = json!({
-        "username": "bob", "password": "short", "auth": { "type": "m.login.dummy" },
+        "username": "bob", "password": "", "auth": { "type": "m.login.dummy" },
     });
     assert_eq!(register(weak).await.error(), (400, "M_WEAK_PASSWORD".into()));
+    let capitals = json!({
+        "username": "Carol", "password": "tests", "auth": { "type": "m.login.dummy" },
+    });
+    assert_eq!(register(capitals).await.ok()["user_id"], "@carol:alpha.test");
     let guest = enclave.call("POST", "v3/register?kind=guest", None, json!({})).await;
     assert_eq!(guest.error(), (403, "M_FORBIDDEN".into()));
 }
@@ -196,13 +200,15 @@ async fn devices_are_listed_named_and_deleted_with_the_password() {
     let asked = enclave.ask(&alice, "DELETE", path, Value::Null).await;
     assert_eq!(asked.status, 401);
     assert_eq!(asked.json["flows"], json!([{ "stages": ["m.login.password"] }]));
+    assert_eq!(asked.json["completed"], json!([]));
     assert!(asked.json.get("errcode").is_none());
     let auth = with_password(&alice, &asked.json["session"], "wrong password");
     let wrong = enclave.ask(&alice, "DELETE", path, json!({ "auth": auth })).await;
+    assert_eq!(wrong.json["session"], asked.json["session"]);
     assert_eq!(wrong.error(), (401, "M_FORBIDDEN".into()));
     let auth = with_password(&alice, &asked.json["session"], PASSWORD);
     let other = enclave.ask(&alice, "DELETE", "v3/devices/OTHER", json!({ "auth": auth })).await;
-    assert_eq!(other.status, 401, "the session was opened for another device");
+    assert_eq!(other.status, 403, "the session was opened for another device");
     enclave.ask(&alice, "DELETE", path, json!({ "auth": auth })).await.ok();
     let gone = enclave.ask(&phone, "GET", "v3/account/whoami", Value::Null).await;
     assert_eq!(gone.error(), (401, "M_UNKNOWN_TOKEN".into()));

@@ -5,6 +5,17 @@ use serde_json::{Value, json};
 use crate::enclave::Enclave;
 
 #[tokio::test]
+async fn profiles_are_shown_to_those_who_could_have_an_account() {
+    for (registration, status) in [("open", 200), ("closed", 401)] {
+        let enclave = Enclave::open(registration);
+        enclave.member("alice", "PHONE");
+        let path = "v3/profile/@alice:alpha.test";
+        let answer = enclave.call("GET", path, None, Value::Null).await;
+        assert_eq!(answer.status, status, "{registration}");
+    }
+}
+
+#[tokio::test]
 async fn account_data_belongs_to_its_owner() {
     let enclave = Enclave::open("open");
     let (alice, bob) = (enclave.member("alice", "A"), enclave.member("bob", "B"));

@@ -48,7 +48,16 @@ fn the_first_sync_shows_rooms_and_the_next_ones_what_came() {
     assert_eq!(second.rooms.join[&room].summary.joined_member_count, Some(ruma::uint!(2)));
 
     let of_bob = bob.sync(Some(&invited.next_batch));
-    assert_eq!(bodies(&of_bob.rooms.join[&room].timeline.events), ["one", "two"]);
+    let timeline = &of_bob.rooms.join[&room].timeline.events;
+    assert_eq!(bodies(timeline), ["one", "two"]);
+    let then: Vec<_> = values(timeline)
+        .into_iter()
+        .filter(|event| {
+            event["type"] == "m.room.message" || event["state_key"] == bob.id().as_str()
+        })
+        .map(|event| event["unsigned"]["membership"].clone())
+        .collect();
+    assert_eq!(then, ["leave", "invite", "join", "join"]);
     assert!(of_bob.device_lists.changed.contains(&alice.id().to_owned()));
 }
 

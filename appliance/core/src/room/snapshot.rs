@@ -16,8 +16,9 @@ use ruma::{
 };
 
 use super::{
-    decide::{Checked, state_key, version_of},
+    decide::{state_key, version_of},
     draft::accepted,
+    incoming::Checked,
     view::{StateKey, StateMap},
 };
 use crate::event::{Judged, Pdu, Signed};

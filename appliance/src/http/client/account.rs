@@ -12,6 +12,7 @@ use ruma::{
                 change_password::v3 as change_password,
                 check_registration_token_validity::v1 as check_token,
                 deactivate::v3 as deactivate,
+                get_3pids::v3 as get_third_party_ids,
                 get_username_availability::v3 as get_availability,
                 register::{
                     RegistrationKind,
@@ -48,6 +49,7 @@ pub(super) fn routes() -> Routes {
         route(change_password),
         route(deactivate),
         route(who_am_i),
+        route(third_party_ids),
     ]
 }
 
@@ -68,15 +70,15 @@ async fn register(
     };
     let purpose = format!("register {user_id}");
     let (session, code) = match (request.auth, &stage) {
-        (None, _) => return Err(interactive::ask(&app, purpose, stage, None)?),
+        (None, _) => return Err(interactive::ask(&app, purpose, stage)?),
         (Some(AuthData::Dummy(dummy)), AuthType::Dummy) => (dummy.session, None),
         (Some(AuthData::RegistrationToken(token)), AuthType::RegistrationToken) => {
             (token.session, Some(token.token))
         }
         _ => return Err(interactive::not_offered()),
     };
-    if !interactive::session_fits(&app, session.as_deref(), &purpose) {
-        return Err(interactive::ask(&app, purpose, stage, None)?);
+    if !interactive::session_fits(&app, session.as_deref(), &purpose)? {
+        return Err(interactive::ask(&app, purpose, stage)?);
     }
     let password = request
         .password
@@ -86,7 +88,7 @@ async fn register(
         Some(code) => activation::activate(&app.store, Some(&made), &code, &password, &salt, now)
             .map(drop)
             .map_err(ApiError::from),
-        None => Ok(accounts::register(&app.store, &made, &password, &salt, now)?),
+        None => Ok(accounts::register(app, &made, &password, &salt, now)?),
     };
     app.run_password_check(register).await?;
     if let Some(session) = session {
@@ -123,7 +125,8 @@ fn awaited_name(app: &App, name: Option<String>) -> Result<OwnedUserId, ApiError
 /// The user id of a new account: of the name that the client wants, or of one that is made up.
 async fn wanted_name(app: &Arc<App>, name: Option<String>) -> Result<OwnedUserId, ApiError> {
     let name = match name {
-        Some(name) => name,
+        // People type their name as it begins a sentence.
+        Some(name) => name.to_ascii_lowercase(),
         None => u64::from_be_bytes(random()?).to_string(),
     };
     app.run(move |app| accounts::available(&app.store, &app.config.server_name, &name)).await
@@ -178,7 +181,7 @@ async fn change_password(
     let salt = random()?;
     let change = move |app: &App| {
         let (password, others) = (&request.new_password, request.logout_devices);
-        accounts::change_password(&app.store, identity, password, others, &salt)
+        accounts::change_password(app, identity, password, others, &salt)
     };
     app.run_password_check(change).await?;
     Ok(change_password::Response::new())
@@ -193,6 +196,15 @@ async fn deactivate(
     let now = (app.clock)();
     app.run(move |app| accounts::deactivate(app, identity.user_id, now)).await?;
     Ok(deactivate::Response::new(ThirdPartyIdRemovalStatus::NoSupport))
+}
+
+/// No account has an e-mail address or a telephone number.
+async fn third_party_ids(
+    _: Arc<App>,
+    _: Identity,
+    _: get_third_party_ids::Request,
+) -> Result<get_third_party_ids::Response, ApiError> {
+    Ok(get_third_party_ids::Response::new(Vec::new()))
 }
 
 async fn who_am_i(

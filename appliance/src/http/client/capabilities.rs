@@ -27,5 +27,6 @@ async fn capabilities(
     let default = app.config.rooms.default_version.clone();
     let mut capabilities = Capabilities::new();
     capabilities.room_versions = RoomVersionsCapability::new(default, stable.into());
+    capabilities.thirdparty_id_changes.enabled = false;
     Ok(get_capabilities::Response::new(capabilities))
 }

@@ -30,7 +30,7 @@ use sallyport_core::limits::{ROOMS_PAGE_MAX, SPACE_DEPTH_MAX};
 
 use crate::{
     app::App,
-    http::{Routes, error::ApiError, route::route},
+    http::{Routes, auth::Reader, error::ApiError, route::route},
     service::{
         rooms::{
             self,
@@ -79,7 +79,7 @@ async fn set_alias(
 
 async fn resolve_alias(
     app: Arc<App>,
-    _: Identity,
+    _: Reader,
     request: get_alias::Request,
 ) -> Result<get_alias::Response, ApiError> {
     let (room_id, servers) = app.run(move |app| directory::alias(app, &request.room_alias)).await?;
@@ -110,7 +110,7 @@ async fn aliases(
 
 async fn visibility(
     app: Arc<App>,
-    _: Identity,
+    _: Reader,
     request: get_room_visibility::Request,
 ) -> Result<get_room_visibility::Response, ApiError> {
     let published = app

@@ -27,18 +27,23 @@ pub(super) async fn confirm(
 ) -> Result<(), ApiError> {
     let purpose = format!("{} {} {purpose}", identity.user_id, identity.device_id);
     let Some(AuthData::Password(password)) = auth else {
-        return Err(ask(app, purpose, AuthType::Password, None)?);
+        return Err(ask(app, purpose, AuthType::Password)?);
     };
-    if !session_fits(app, password.session.as_deref(), &purpose) {
-        return Err(ask(app, purpose, AuthType::Password, None)?);
+    if !session_fits(app, password.session.as_deref(), &purpose)? {
+        return Err(ask(app, purpose, AuthType::Password)?);
     }
+    let wrong_password = |session: Option<String>| {
+        let wrong = "The password is wrong.".to_owned();
+        let error = StandardErrorBody::new(ErrorKind::Forbidden, wrong);
+        again(app, session, purpose, AuthType::Password, error)
+    };
     let UserIdentifier::Matrix(user) = &password.identifier else {
-        return Err(ask(app, purpose, AuthType::Password, Some(wrong_password()))?);
+        return Err(wrong_password(password.session)?);
     };
     let user_id = identity.user_id.clone();
     let named = sessions::full_user_id(&user.user, &app.config.server_name);
     if named.as_deref() != Some(&*user_id) {
-        return Err(ask(app, purpose, AuthType::Password, Some(wrong_password()))?);
+        return Err(wrong_password(password.session)?);
     }
     let now = (app.clock)();
     app.attempts.begin(Some(&user_id), None, now).map_err(LogInError::TooMany)?;
@@ -46,7 +51,7 @@ pub(super) async fn confirm(
     let check = move |app: &App| sessions::password_is_right(&app.store, &owner, &secret);
     if !app.run_password_check(check).await? {
         app.attempts.failed(Some(&user_id), None, now);
-        return Err(ask(app, purpose, AuthType::Password, Some(wrong_password()))?);
+        return Err(wrong_password(password.session)?);
     }
     if let Some(session) = &password.session {
         app.interactive.close(session);
@@ -54,28 +59,52 @@ pub(super) async fn confirm(
     Ok(())
 }
 
-/// Whether a session was opened for this purpose. Clients may also answer at once without one.
-pub(super) fn session_fits(app: &App, session: Option<&str>, purpose: &str) -> bool {
-    session.is_none_or(|session| app.interactive.is_open(session, purpose, (app.clock)()))
+/// Whether a session is open for this purpose. Clients may also answer at once without one.
+///
+/// # Errors
+/// If it was opened for another purpose: what is to be done must not change on the way.
+pub(super) fn session_fits(
+    app: &App,
+    session: Option<&str>,
+    purpose: &str,
+) -> Result<bool, ApiError> {
+    let Some(session) = session else { return Ok(true) };
+    match app.interactive.purpose(session, (app.clock)()) {
+        Some(opened_for) if opened_for == purpose => Ok(true),
+        Some(_) => Err(ApiError::forbidden("This session was opened for something else.")),
+        None => Ok(false),
+    }
 }
 
-/// The answer that asks for one stage.
-pub(super) fn ask(
+/// The answer that asks for one stage, in a new session.
+pub(super) fn ask(app: &App, purpose: String, stage: AuthType) -> Result<ApiError, ApiError> {
+    let session = app.interactive.open(purpose, (app.clock)(), random()?);
+    Ok(ApiError::interactive(info(stage, session)))
+}
+
+/// The answer that asks for one stage again, in the session in which it failed.
+fn again(
     app: &App,
+    session: Option<String>,
     purpose: String,
     stage: AuthType,
-    error: Option<StandardErrorBody>,
+    error: StandardErrorBody,
 ) -> Result<ApiError, ApiError> {
-    let mut info = UiaaInfo::new(vec![AuthFlow::new(vec![stage])]);
-    info.session = Some(app.interactive.open(purpose, (app.clock)(), random()?));
-    // Some clients insist on an object.
-    info.params = RawValue::from_string("{}".to_owned()).ok();
-    info.auth_error = error.map(Box::new);
+    let session = match session {
+        Some(session) => session,
+        None => app.interactive.open(purpose, (app.clock)(), random()?),
+    };
+    let mut info = info(stage, session);
+    info.auth_error = Some(Box::new(error));
     Ok(ApiError::interactive(info))
 }
 
-fn wrong_password() -> StandardErrorBody {
-    StandardErrorBody::new(ErrorKind::Forbidden, "The password is wrong.".to_owned())
+fn info(stage: AuthType, session: String) -> UiaaInfo {
+    let mut info = UiaaInfo::new(vec![AuthFlow::new(vec![stage])]);
+    info.session = Some(session);
+    // Some clients insist on an object.
+    info.params = RawValue::from_string("{}".to_owned()).ok();
+    info
 }
 
 /// 403 for stages that are not offered.

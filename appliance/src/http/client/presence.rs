@@ -46,6 +46,9 @@ async fn set(
     request: set_presence::Request,
 ) -> Result<set_presence::Response, ApiError> {
     own(&identity, &request.user_id)?;
+    if matches!(request.presence, PresenceState::_Custom(_)) {
+        return Err(ApiError::bad_json("Presence is online, unavailable or offline."));
+    }
     let status = request.status_msg.as_deref();
     app.presences.set(&identity.user_id, request.presence, status, (app.clock)());
     Ok(set_presence::Response::new())

@@ -23,7 +23,7 @@ use serde_json::Value;
 use super::account_data::own;
 use crate::{
     app::App,
-    http::{Routes, error::ApiError, route::route},
+    http::{Routes, auth::Reader, error::ApiError, route::route},
     service::{
         profiles::{self, ProfileError},
         rooms,
@@ -31,14 +31,14 @@ use crate::{
     },
 };
 
-/// The endpoints of these sections. Profiles are for members only, although the specification leaves them open.
+/// The endpoints of these sections.
 pub(super) fn routes() -> Routes {
     vec![route(profile), route(field), route(set), route(delete), route(search)]
 }
 
 async fn profile(
     app: Arc<App>,
-    _: Identity,
+    _: Reader,
     request: get_profile::Request,
 ) -> Result<get_profile::Response, ApiError> {
     let fields = app.run(move |app| profiles::profile(&app.store, &request.user_id)).await?;
@@ -47,7 +47,7 @@ async fn profile(
 
 async fn field(
     app: Arc<App>,
-    _: Identity,
+    _: Reader,
     request: get_field::Request,
 ) -> Result<get_field::Response, ApiError> {
     let get_field::Request { user_id, field, .. } = request;

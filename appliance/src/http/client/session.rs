@@ -159,7 +159,7 @@ impl From<LogInError> for ApiError {
 impl From<passwords::Error> for ApiError {
     fn from(error: passwords::Error) -> Self {
         match error {
-            passwords::Error::TooShort | passwords::Error::TooLong => {
+            passwords::Error::TooShort { .. } | passwords::Error::TooLong => {
                 let message = error.to_string();
                 Self::new(StatusCode::BAD_REQUEST, ErrorKind::WeakPassword, message)
             }

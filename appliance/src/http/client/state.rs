@@ -28,7 +28,7 @@ use crate::{
         rooms::{
             self,
             access::look,
-            format::Format,
+            format::{Format, MembershipThen},
             state::{self, MemberQuery},
             timeline,
         },
@@ -57,7 +57,8 @@ pub(super) fn format<'r, 'c>(
     now: Millis,
 ) -> Format<'r, 'c> {
     let Identity { user_id, device_id } = identity;
-    Format { read, room, user_id, device_id, now, names_room: true }
+    let membership = MembershipThen::default();
+    Format { read, room, user_id, device_id, now, names_room: true, membership }
 }
 
 async fn event(

@@ -154,6 +154,7 @@ impl<'a> Plan<'a> {
         }
         let public = request.visibility == Visibility::Public;
         let preset = match &request.preset {
+            Some(RoomPreset::_Custom(_)) => return Err(Error::Invalid("there is no such preset")),
             Some(preset) => preset.clone(),
             None if public => RoomPreset::PublicChat,
             None => RoomPreset::PrivateChat,

@@ -3,12 +3,14 @@
 //! [Client-Server API, "Room event format"](https://spec.matrix.org/v1.16/client-server-api/#room-event-format),
 //! ["Aggregations"](https://spec.matrix.org/v1.16/client-server-api/#aggregations-of-child-events).
 
+use std::cell::RefCell;
+
 use ruma::{
     DeviceId, EventId, OwnedEventId, RoomId, UserId,
-    events::{StateEventType, TimelineEventType},
+    events::{StateEventType, TimelineEventType, room::member::MembershipState},
     serde::Raw,
 };
-use sallyport_core::time::Millis;
+use sallyport_core::{room::StateId, time::Millis};
 use sallyport_store::{Direction, Error, Read, RelationQuery, Room, StoredEvent};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
@@ -30,7 +32,13 @@ pub struct Format<'r, 'c> {
     pub now: Millis,
     /// Whether each event names its room. A sync says it once for all.
     pub names_room: bool,
+    /// What was last found out about the reader.
+    pub membership: MembershipThen,
 }
+
+/// The reader's membership after one state of the room: neighbours in a timeline mostly share theirs.
+#[derive(Default)]
+pub struct MembershipThen(RefCell<Option<(StateId, MembershipState)>>);
 
 #[derive(Serialize)]
 struct ClientEvent<'a> {
@@ -52,6 +60,8 @@ struct ClientEvent<'a> {
 #[derive(Default, Serialize)]
 struct Unsigned<'a> {
     age: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    membership: Option<MembershipState>,
     #[serde(skip_serializing_if = "Option::is_none")]
     transaction_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,7 +162,8 @@ impl Format<'_, '_> {
 
     fn write(&self, event: &StoredEvent, relations: bool) -> Result<Box<RawValue>, Error> {
         let pdu = &event.pdu;
-        let mut unsigned = Unsigned { age: self.age(event), ..Unsigned::default() };
+        let membership = self.membership(event)?;
+        let mut unsigned = Unsigned { age: self.age(event), membership, ..Unsigned::default() };
         if let Some((device_id, txn_id)) = &event.transaction
             && device_id == self.device_id.as_str()
             && pdu.sender() == self.user_id
@@ -178,6 +189,23 @@ impl Format<'_, '_> {
             kind: pdu.kind(),
             unsigned,
         })
+    }
+
+    /// The reader's membership at the event: a client that was away tells by it which messages it can have no key for.
+    fn membership(&self, event: &StoredEvent) -> Result<Option<MembershipState>, Error> {
+        let Some(state) = event.state_after else { return Ok(None) };
+        if let Some((known, membership)) = &*self.membership.0.borrow()
+            && *known == state
+        {
+            return Ok(Some(membership.clone()));
+        }
+        let kind = StateEventType::RoomMember;
+        let member = self.read.state_event_at(self.room, state, &kind, self.user_id.as_str())?;
+        let membership = member
+            .and_then(|event| event.pdu.content_field("membership"))
+            .unwrap_or(MembershipState::Leave);
+        *self.membership.0.borrow_mut() = Some((state, membership.clone()));
+        Ok(Some(membership))
     }
 
     fn age(&self, event: &StoredEvent) -> u64 {
