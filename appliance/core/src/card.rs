@@ -206,7 +206,7 @@ pub enum CardError {
     OtherRoot,
     /// A renewal that is not newer than the card we have.
     #[error(
-        "the card has serial {found}, but serial {known} is known: ask the peer for its newest card"
+        "the card has serial {found}, but serial {known} is already known: use the newest card"
     )]
     NotNewer {
         /// The serial of the renewal.
