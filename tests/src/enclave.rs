@@ -227,8 +227,9 @@ impl Enclave {
         let socket = UnixDatagram::bind(&notices)?;
         socket.set_read_timeout(Some(LOOK_EVERY))?;
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
-        let started = Instant::now();
+        // Building the program, which the first start may have to do, is not part of starting it.
         let mut command = self.place.command(repository::sallyport()?);
+        let started = Instant::now();
         command.arg("serve").arg("--config").arg(self.plan.configuration());
         command.env("NOTIFY_SOCKET", &notices);
         if let Some(softhsm) = &self.softhsm {

@@ -662,7 +662,9 @@ mod tests {
         let large = vec![0; 1 << 20];
         let refused = store.write(move |write| write.set_meta("large", &large)).unwrap_err();
         assert!(matches!(refused, Error::DiskFull | Error::GroupFailed(_)), "{refused}");
-        assert!(refused.to_string().contains("full"), "{refused}");
+        let says = refused.to_string();
+        assert!(says.contains("is full; nothing of this command was kept: free space"), "{says}");
+        assert_eq!(store.read(|read| read.meta("kept")).unwrap(), Some(b"before".to_vec()));
         // Room again: the same box goes on.
         store
             .write(|write| {
