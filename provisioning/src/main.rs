@@ -1,5 +1,6 @@
 //! `sallyctl`: what an administrator does for a box, from rosters to key ceremonies.
 
+mod approvals;
 mod cli;
 mod client;
 mod command;

@@ -12,17 +12,19 @@ mod incoming;
 mod overlay;
 mod resolve;
 pub mod snapshot;
+mod verdict;
 mod view;
 pub mod visibility;
 
 use ruma::{RoomVersionId, room_version_rules::RoomVersionRules};
 
 pub use self::{
-    decide::{Change, CurrentState, Hold, StateRef, Verdict, decide, version_of},
+    decide::{decide, version_of},
     draft::{Draft, Intent, Refusal, SealError, draft, may_redact, power_levels},
     incoming::{Checked, Incoming, parse},
     overlay::{Overlay, pending_id, pending_index},
     resolve::auth_chain,
+    verdict::{Change, CurrentState, Hold, StateRef, Verdict},
     view::{Head, Known, RoomView, StateId, StateKey, StateMap},
 };
 

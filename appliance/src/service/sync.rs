@@ -133,7 +133,7 @@ pub fn sync(app: &App, query: &Query) -> Result<Answer, Error> {
 /// If the database fails.
 pub fn watched_rooms(app: &App, identity: &Identity) -> Result<BTreeSet<OwnedRoomId>, StoreError> {
     let rooms =
-        app.store.read(|read| super::rooms::state::joined_rooms(read, &identity.user_id))?;
+        app.store.read(|read| super::rooms::membership::joined_rooms(read, &identity.user_id))?;
     Ok(rooms.into_iter().collect())
 }
 

@@ -1,6 +1,25 @@
 //! A small bounded cache for rows that never change once committed.
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use ruma::OwnedEventId;
+use sallyport_core::room::{Known, StateId, StateMap};
+
+/// What readers have asked for and what never changes once committed.
+pub(crate) struct EventCache {
+    /// Events whose place in the room is known, for the rules. What clients see is read from the table, where redactions apply.
+    pub(crate) known: Cache<OwnedEventId, Known>,
+    pub(crate) states: Cache<StateId, Arc<StateMap>>,
+}
+
+impl Default for EventCache {
+    fn default() -> Self {
+        Self { known: Cache::new(4096), states: Cache::new(64) }
+    }
+}
 
 /// A bounded map with second-chance eviction: what was asked for since the last sweep stays.
 ///

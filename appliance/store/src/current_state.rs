@@ -16,7 +16,7 @@ use crate::{
     error::Result,
     events::StoredEvent,
     pool::{Read, Write},
-    rooms::Room,
+    room::Room,
     states::parse_event_id,
 };
 

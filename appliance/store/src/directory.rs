@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Result},
     members::parse_user_id,
     pool::{Read, Write},
-    rooms::{Room, parse_room_id},
+    room::{Room, parse_room_id},
 };
 
 impl Read<'_> {

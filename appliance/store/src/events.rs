@@ -9,30 +9,15 @@ use ruma::{
 use rusqlite::{OptionalExtension, Row, params};
 use sallyport_core::{
     event::{Pdu, Signatures, Signed, Status},
-    room::{Known, StateId, StateMap},
+    room::{Known, StateId},
 };
 
 use crate::{
-    cache::Cache,
     error::{Error, Result},
     pool::{Read, Write},
-    rooms::Room,
+    room::{Room, parse_version},
     states::parse_event_id,
-    view::parse_version,
 };
-
-/// What readers have asked for and what never changes once committed.
-pub(crate) struct EventCache {
-    /// Events whose place in the room is known, for the rules. What clients see is read from the table, where redactions apply.
-    pub(crate) known: Cache<OwnedEventId, Known>,
-    pub(crate) states: Cache<StateId, Arc<StateMap>>,
-}
-
-impl Default for EventCache {
-    fn default() -> Self {
-        Self { known: Cache::new(4096), states: Cache::new(64) }
-    }
-}
 
 /// An event as clients may see it.
 #[derive(Debug, Clone)]

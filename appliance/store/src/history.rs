@@ -11,7 +11,7 @@ use crate::{
     error::Result,
     events::{Direction, StoredEvent},
     pool::Read,
-    rooms::Room,
+    room::Room,
     states::parse_event_id,
 };
 

@@ -35,6 +35,7 @@ mod pool;
 mod profiles;
 mod receipts;
 mod relations;
+mod room;
 mod rooms;
 mod roster;
 mod schema;
@@ -63,7 +64,8 @@ pub use self::{
     profiles::Profile,
     receipts::{NewReceipt, Receipt},
     relations::{RelationQuery, ThreadSummary},
-    rooms::{Outcome, Placed, Room},
+    room::Room,
+    rooms::{Outcome, Placed},
     server_keys::OwnKey,
     sessions::{NewSession, NewTokens, Session, TokenHash},
     signing::{SignedBatch, Unsigned, UnsignedEvent},

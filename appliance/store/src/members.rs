@@ -11,7 +11,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use crate::{
     error::{Error, Result},
     pool::{Read, Write},
-    rooms::{Room, parse_room_id},
+    room::{Room, parse_room_id},
     states::parse_event_id,
 };
 

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     events::parse_pdu,
     pool::{Read, Write},
-    rooms::{Room, parse_room_id},
+    room::{Room, parse_room_id},
     states::parse_event_id,
     value::{millis, to_sql},
 };

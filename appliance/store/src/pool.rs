@@ -21,8 +21,8 @@ use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, ServerName};
 use rusqlite::{CachedStatement, Connection, OpenFlags};
 
 use crate::{
+    cache::EventCache,
     error::{Error, Result},
-    events::EventCache,
     schema,
 };
 

@@ -8,7 +8,7 @@ use crate::{
     error::Result,
     members::parse_user_id,
     pool::{Read, Write},
-    rooms::Room,
+    room::Room,
     states::parse_event_id,
 };
 

@@ -1,8 +1,8 @@
 //! Rooms: where each stands, who is in it, and the ways in which events become part of it.
 
 use ring::hmac;
-use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, events::StateEventType};
-use rusqlite::{OptionalExtension, Row, params};
+use ruma::{EventId, OwnedEventId, RoomId, RoomVersionId, events::StateEventType};
+use rusqlite::params;
 use sallyport_core::{
     event::{Pdu, Status},
     room::{
@@ -15,29 +15,8 @@ use crate::{
     error::{Error, Result},
     events::{NewEvent, StoredEvent, Transaction},
     pool::{Read, Write},
-    view::parse_version,
+    room::Room,
 };
-
-/// Where a room stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Room {
-    /// Its row.
-    pub nid: i64,
-    /// Its id.
-    pub room_id: OwnedRoomId,
-    /// Its version.
-    pub version: RoomVersionId,
-    /// Its current state.
-    pub state: StateId,
-    /// Its forward extremities.
-    pub extremities: Vec<OwnedEventId>,
-    /// The greatest depth among them.
-    pub depth: u64,
-    /// The position of the newest change that members can see.
-    pub newest: i64,
-    /// Whether users of other servers are, or have been, members or invited.
-    pub exposed: bool,
-}
 
 /// What came of a decision that was handed to the writer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,17 +36,7 @@ pub struct Placed {
     pub position: Option<i64>,
 }
 
-const ROOM_COLUMNS: &str = "nid, room_id, version, state, extremities, depth, newest, exposed";
-
 impl Read<'_> {
-    /// Where a room stands; `None` if the box does not have it.
-    pub fn room(&self, room_id: &RoomId) -> Result<Option<Room>> {
-        self.prepare(&format!("SELECT {ROOM_COLUMNS} FROM rooms WHERE room_id = ?1"))?
-            .query_row([room_id.as_str()], |row| Ok(parse_room(row)))
-            .optional()?
-            .transpose()
-    }
-
     /// The events of these ids that are here, in this order.
     pub fn events(&self, ids: impl IntoIterator<Item = OwnedEventId>) -> Result<Vec<StoredEvent>> {
         ids.into_iter().filter_map(|event_id| self.event(&event_id).transpose()).collect()
@@ -444,26 +413,6 @@ struct RoomUpdate<'a> {
     extremities: &'a [OwnedEventId],
     depth: u64,
     newest: i64,
-}
-
-fn parse_room(row: &Row<'_>) -> Result<Room> {
-    let extremities: String = row.get(4)?;
-    let depth: i64 = row.get(5)?;
-    Ok(Room {
-        nid: row.get(0)?,
-        room_id: parse_room_id(row.get(1)?)?,
-        version: parse_version(&row.get::<_, String>(2)?)?,
-        state: StateId(row.get(3)?),
-        extremities: serde_json::from_str(&extremities)
-            .map_err(|error| Error::corrupt("rooms", error))?,
-        depth: u64::try_from(depth).unwrap_or_default(),
-        newest: row.get(6)?,
-        exposed: row.get(7)?,
-    })
-}
-
-pub(crate) fn parse_room_id(text: String) -> Result<OwnedRoomId> {
-    OwnedRoomId::try_from(text).map_err(|error| Error::corrupt("rooms", error))
 }
 
 fn state_key(pdu: &Pdu) -> Option<StateKey> {

@@ -14,7 +14,8 @@ use crate::{
     error::{Error, Result},
     events::parse_pdu,
     pool::{Read, Write},
-    rooms::{Room, RoomChain, parse_room_id},
+    room::{Room, parse_room_id},
+    rooms::RoomChain,
     states::parse_event_id,
 };
 

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use ruma::{
-    EventId, OwnedEventId, RoomId, RoomVersionId, events::StateEventType,
-    room_version_rules::RoomVersionRules,
+    EventId, OwnedEventId, RoomId, events::StateEventType, room_version_rules::RoomVersionRules,
 };
 use rusqlite::{OptionalExtension, params};
 use sallyport_core::room::{Head, Known, RoomView, StateId, StateMap};
@@ -12,7 +11,7 @@ use sallyport_core::room::{Head, Known, RoomView, StateId, StateMap};
 use crate::{
     error::{Error, Result},
     pool::Read,
-    rooms::Room,
+    room::Room,
     states::parse_event_id,
 };
 
@@ -98,9 +97,4 @@ impl RoomView for View<'_, '_> {
         let rows = statement.query_map([event_id.as_str()], |row| row.get::<_, String>(0))?;
         rows.map(|row| parse_event_id(row?)).collect()
     }
-}
-
-/// A stored room version.
-pub(crate) fn parse_version(text: &str) -> Result<RoomVersionId> {
-    RoomVersionId::try_from(text).map_err(|error| Error::corrupt("rooms", error))
 }

@@ -9,10 +9,10 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
 use ruma::OwnedServerName;
 use sallyport_core::{
-    admin::{Approval, Consent},
+    admin::Consent,
     digest::Sha256,
     incarnation::Incarnation,
-    limits::{ADMIN_AUTHORITY_BYTES_MAX, CARD_BYTES_MAX, ROSTER_BYTES_MAX},
+    limits::{CARD_BYTES_MAX, ROSTER_BYTES_MAX},
     roster::signed::RosterFile,
     sign::KeyRole,
 };
@@ -85,14 +85,6 @@ pub(crate) struct Officer {
     out: PathBuf,
 }
 
-/// The approvals that go along with a command.
-#[derive(Args)]
-pub(crate) struct Approvals {
-    /// An officer's approval, from `sallyctl approve`; may be given several times. Officers are counted, not approvals.
-    #[arg(long = "approval", value_name = "FILE")]
-    files: Vec<PathBuf>,
-}
-
 impl Command {
     pub(crate) fn run(self, out: &Output) -> anyhow::Result<()> {
         match self {
@@ -150,37 +142,5 @@ impl Officer {
             .context("the approval was not signed")?;
         files::write_new(&self.out, format!("{}\n", approval.as_text()).as_bytes())?;
         out.note(&format!("Approved: {what}"))
-    }
-}
-
-impl Approvals {
-    /// All of them, for a command on one thing.
-    pub(crate) fn read(&self) -> anyhow::Result<Vec<Approval>> {
-        let approvals = self.files.iter().map(|file| {
-            let text = files::read(file, ADMIN_AUTHORITY_BYTES_MAX)?;
-            Ok(Approval::from_text(&String::from_utf8_lossy(&text)))
-        });
-        approvals.collect()
-    }
-
-    /// Those for each of these things. One that is for none of them is a mistake that must not pass in silence.
-    pub(crate) fn sorted(&self, things: &[Consent]) -> anyhow::Result<Vec<Vec<Approval>>> {
-        let mut sorted = vec![Vec::new(); things.len()];
-        for (approval, file) in self.read()?.into_iter().zip(&self.files) {
-            let shown = file.display();
-            let consent = approval
-                .unverified_consent()
-                .with_context(|| format!("{shown} is not an approval, or damaged"))?;
-            let place = things.iter().position(|thing| *thing == consent);
-            let place = place.and_then(|place| sorted.get_mut(place));
-            place
-                .with_context(|| format!("{shown} is for {consent}, which is not there"))?
-                .push(approval);
-        }
-        Ok(sorted)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.files.is_empty()
     }
 }

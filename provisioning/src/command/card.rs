@@ -14,8 +14,8 @@ use sallyport_core::{
 };
 use serde::Serialize;
 
-use super::approve::Approvals;
 use crate::{
+    approvals::Approvals,
     client::Box as TheBox,
     files,
     output::{self, Output},

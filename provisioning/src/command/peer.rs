@@ -9,8 +9,8 @@ use sallyport_core::{
     limits::CARD_BYTES_MAX,
 };
 
-use super::approve::Approvals;
 use crate::{
+    approvals::Approvals,
     client::Box as TheBox,
     files,
     output::{self, Output},

@@ -19,8 +19,9 @@ use sallyport_core::{
 use sallyport_hsm::KeyName;
 use serde::Serialize;
 
-use super::{approve::Approvals, signer::TokenArgs};
+use super::signer::TokenArgs;
 use crate::{
+    approvals::Approvals,
     client::Box as TheBox,
     files,
     output::{self, Output},

@@ -25,11 +25,11 @@ use sallyport_core::{
 use serde::Serialize;
 
 use super::{
-    approve::Approvals,
     bundle::{self, Inspected},
     roster,
 };
 use crate::{
+    approvals::Approvals,
     client::Box as TheBox,
     files,
     output::{self, Output},

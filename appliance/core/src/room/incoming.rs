@@ -15,7 +15,7 @@ use ruma::{
     state_res,
 };
 
-use super::decide::{Hold, Verdict};
+use super::verdict::{Hold, Verdict};
 use crate::event::{FormatError, KeyLookup, KeySource, Pdu, Signed, parse_object};
 
 /// An event as it arrived: well-formed, not yet verified.

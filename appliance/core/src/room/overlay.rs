@@ -12,7 +12,8 @@ use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 use ruma::{EventId, OwnedEventId, events::StateEventType};
 
 use super::{
-    decide::{Change, CurrentState, StateRef, state_key},
+    decide::state_key,
+    verdict::{Change, CurrentState, StateRef},
     view::{Head, Known, RoomView, StateId, StateKey, StateMap},
 };
 use crate::event::Status;

@@ -54,7 +54,7 @@ async fn joined(
     _: joined_rooms::Request,
 ) -> Result<joined_rooms::Response, ApiError> {
     let rooms = app
-        .run(move |app| app.store.read(|read| rooms::state::joined_rooms(read, &identity.user_id)))
+        .run(move |app| app.store.read(|read| membership::joined_rooms(read, &identity.user_id)))
         .await?;
     Ok(joined_rooms::Response::new(rooms))
 }

@@ -13,7 +13,7 @@ use sallyport_core::{
     room::{Intent, Refusal, power_levels},
     time::Millis,
 };
-use sallyport_store::{Membership, Read, Room};
+use sallyport_store::{Error as StoreError, Membership, Read, Room};
 
 use super::{
     Error,
@@ -158,7 +158,7 @@ pub fn forget(app: &App, room_id: &RoomId, user_id: &UserId) -> Result<(), Error
 /// # Errors
 /// If the database fails. Rooms whose rules do not let the user do it keep the old ones.
 pub fn show_profile(app: &App, user_id: &UserId, now: Millis) -> Result<(), Error> {
-    let rooms = app.store.read(|read| super::state::joined_rooms(read, user_id))?;
+    let rooms = app.store.read(|read| joined_rooms(read, user_id))?;
     for room_id in rooms {
         let content = app.store.read(|read| content(read, user_id, MembershipState::Join, None))?;
         let change =
@@ -193,6 +193,19 @@ pub fn content(
         }
     }
     Ok(content)
+}
+
+/// The rooms that a user is joined to.
+///
+/// # Errors
+/// If the database fails.
+pub fn joined_rooms(
+    read: &Read<'_>,
+    user_id: &UserId,
+) -> Result<Vec<ruma::OwnedRoomId>, StoreError> {
+    let places = read.memberships_of(user_id)?;
+    let joined = places.into_iter().filter(|place| place.membership == MembershipState::Join);
+    Ok(joined.map(|place| place.room_id).collect())
 }
 
 /// Whether an invite can ever reach a user: they are here, or on a server that this box is paired with.

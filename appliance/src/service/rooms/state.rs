@@ -178,19 +178,6 @@ pub fn joined_members(
     Ok(members)
 }
 
-/// The rooms that a user is joined to.
-///
-/// # Errors
-/// If the database fails.
-pub fn joined_rooms(
-    read: &Read<'_>,
-    user_id: &UserId,
-) -> Result<Vec<ruma::OwnedRoomId>, StoreError> {
-    let places = read.memberships_of(user_id)?;
-    let joined = places.into_iter().filter(|place| place.membership == MembershipState::Join);
-    Ok(joined.map(|place| place.room_id).collect())
-}
-
 /// Whether an event type is one that clients may send as a message.
 ///
 /// # Errors
