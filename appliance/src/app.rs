@@ -25,7 +25,6 @@ use tokio::{
 
 use crate::{
     config::Config,
-    http::error::ApiError,
     notify::Notify,
     secrets,
     service::{
@@ -70,9 +69,12 @@ pub struct App {
     pub typing: Typing,
     /// Unread counts, as far as they have been counted.
     pub unread: Counts,
-    calls: Arc<Semaphore>,
-    password_checks: Arc<Semaphore>,
-    thumbnails: Arc<Semaphore>,
+    /// Use cases that may run at a time.
+    pub(crate) calls: Arc<Semaphore>,
+    /// Password hashes that may be computed at a time.
+    pub(crate) password_checks: Arc<Semaphore>,
+    /// Thumbnails that may be made at a time.
+    pub(crate) thumbnails: Arc<Semaphore>,
     /// Held while the box runs: a second one would not see what this one has cached.
     _lock: File,
 }
@@ -201,48 +203,8 @@ impl App {
         }))
     }
 
-    /// Runs a use case on a thread that may block. At most
-    /// [`BLOCKING_CALLS_MAX`] run at a time; the others wait in order.
-    ///
-    /// # Errors
-    /// The use case's own, or 503 if the box stops.
-    pub async fn run<T, E, F>(self: &Arc<Self>, call: F) -> Result<T, ApiError>
-    where
-        F: FnOnce(&Self) -> Result<T, E> + Send + 'static,
-        T: Send + 'static,
-        E: Into<ApiError> + Send + 'static,
-    {
-        self.run_in(&self.calls, call).await?.map_err(Into::into)
-    }
-
-    /// As [`App::run`], in a pool of its own for password hashes: each takes a core for a good
-    /// while, and a wave of log-ins must not stop everything else.
-    ///
-    /// # Errors
-    /// As [`App::run`].
-    pub async fn run_password_check<T, E, F>(self: &Arc<Self>, call: F) -> Result<T, ApiError>
-    where
-        F: FnOnce(&Self) -> Result<T, E> + Send + 'static,
-        T: Send + 'static,
-        E: Into<ApiError> + Send + 'static,
-    {
-        self.run_in(&self.password_checks, call).await?.map_err(Into::into)
-    }
-
-    /// As [`App::run`], in a pool of its own for thumbnails: each takes a core and much memory.
-    ///
-    /// # Errors
-    /// As [`App::run`].
-    pub async fn run_thumbnail<T, E, F>(self: &Arc<Self>, call: F) -> Result<T, ApiError>
-    where
-        F: FnOnce(&Self) -> Result<T, E> + Send + 'static,
-        T: Send + 'static,
-        E: Into<ApiError> + Send + 'static,
-    {
-        self.run_in(&self.thumbnails, call).await?.map_err(Into::into)
-    }
-
-    async fn run_in<T, F>(
+    /// Runs a call on a thread that may block, once the pool has room for it.
+    pub(crate) async fn run_in<T, F>(
         self: &Arc<Self>,
         pool: &Arc<Semaphore>,
         call: F,

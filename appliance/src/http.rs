@@ -6,6 +6,7 @@
 
 mod activate;
 pub mod auth;
+mod calls;
 mod client;
 mod cors;
 pub mod error;

@@ -14,6 +14,7 @@ pub mod send;
 pub mod state;
 pub mod summary;
 pub mod timeline;
+pub mod typing;
 pub mod upgrade;
 
 use ruma::{OwnedUserId, RoomId, RoomVersionId, UserId, events::room::member::MembershipState};

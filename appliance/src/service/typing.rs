@@ -3,16 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
-use sallyport_core::{
-    limits::{TYPING_MS_MAX, TYPING_USERS_MAX},
-    time::Millis,
-};
-
-use crate::{app::App, service::rooms};
+use sallyport_core::{limits::TYPING_USERS_MAX, time::Millis};
 
 /// Rooms where nobody types any more that are remembered, so that clients hear that it ended.
 const QUIET_ROOMS_KEPT: usize = 4096;
@@ -30,32 +24,6 @@ struct State {
 struct TypingRoom {
     changed: u64,
     until: BTreeMap<OwnedUserId, Millis>,
-}
-
-/// Notes that a member types, or has stopped; answers until when.
-///
-/// # Errors
-/// If the user is not joined to the room.
-pub fn set(
-    app: &App,
-    room_id: &RoomId,
-    user_id: &UserId,
-    timeout: Option<Duration>,
-    now: Millis,
-) -> Result<Option<Millis>, rooms::Error> {
-    app.store.read(|read| rooms::joined_room(read, room_id, user_id).map(|_| ()))?;
-    let until = timeout.map(|wanted| now.plus(wanted.min(Duration::from_millis(TYPING_MS_MAX))));
-    if app.typing.set(room_id, user_id, until) {
-        app.notify.ring_room(room_id);
-    }
-    Ok(until)
-}
-
-/// Forgets those whose time has passed, and tells who watches.
-pub fn expire(app: &App, now: Millis) {
-    for room_id in app.typing.expire(now) {
-        app.notify.ring_room(&room_id);
-    }
 }
 
 impl Typing {
@@ -86,8 +54,8 @@ impl Typing {
         changed.map(|(room_id, _)| room_id.clone()).collect()
     }
 
-    /// Answers whether who types has changed.
-    fn set(&self, room_id: &RoomId, user_id: &UserId, until: Option<Millis>) -> bool {
+    /// A member types until then, or has stopped. Answers whether who types has changed.
+    pub fn set(&self, room_id: &RoomId, user_id: &UserId, until: Option<Millis>) -> bool {
         let mut state = self.lock();
         let next = state.counter + 1;
         let changed = match until {
@@ -117,7 +85,8 @@ impl Typing {
         changed
     }
 
-    fn expire(&self, now: Millis) -> Vec<OwnedRoomId> {
+    /// Forgets those whose time has passed; answers in which rooms.
+    pub fn expire(&self, now: Millis) -> Vec<OwnedRoomId> {
         let mut state = self.lock();
         let next = state.counter + 1;
         let mut changed = Vec::new();

@@ -113,7 +113,8 @@ fn wishes_at_creation() {
     let taken = rooms::create::create(&alice.app, alice.id(), request, crate::member::NOW);
     assert!(matches!(taken, Err(Error::AliasTaken)));
     // Nothing of the second room was kept.
-    let rooms = alice.app.store.read(|read| rooms::state::joined_rooms(read, alice.id())).unwrap();
+    let rooms =
+        alice.app.store.read(|read| rooms::membership::joined_rooms(read, alice.id())).unwrap();
     assert_eq!(rooms, [room]);
 }
 

@@ -18,9 +18,11 @@ use crate::{
     app::App,
     http::{Routes, error::ApiError, route::route},
     service::{
-        rooms::receipts::{Receipt, acknowledge, mark_fully_read},
+        rooms::{
+            receipts::{Receipt, acknowledge, mark_fully_read},
+            typing,
+        },
         sessions::Identity,
-        typing,
     },
 };
 
