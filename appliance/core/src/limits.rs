@@ -251,6 +251,20 @@ pub const THUMBNAILS_AT_ONCE: usize = 2;
 
 /// Events that one page of `/messages`, `/relations` or `/sync` may hold per room.
 pub const PAGE_EVENTS_MAX: usize = 1000;
+/// Events that one search for a text may look at: then its page ends early.
+pub const SEARCH_EVENTS_MAX: usize = 10_000;
+/// Events of one room that such a search reads at a time.
+pub const SEARCH_SLICE_EVENTS: usize = 100;
+/// Events that one page of such a search may find.
+pub const SEARCH_RESULTS_MAX: usize = 100;
+/// Events before and after an event that such a search may show with it.
+pub const SEARCH_CONTEXT_MAX: usize = 20;
+/// Rooms that a room may have replaced, one the other, and that are searched along with it.
+pub const PREDECESSORS_MAX: usize = 10;
+/// Relations that are followed from an event to those that relate to it over others.
+pub const RELATIONS_DEPTH_MAX: usize = 3;
+/// Annotations of one user on one event that a new one is compared with.
+pub const ANNOTATIONS_COMPARED_MAX: usize = 100;
 /// Events of a room's timeline in a sync whose filter names no limit.
 pub const TIMELINE_EVENTS_DEFAULT: usize = 20;
 /// Events that a filter may make one page read without matching any: then the page ends early.

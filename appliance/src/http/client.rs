@@ -18,7 +18,9 @@ mod profiles;
 mod push;
 mod receipts;
 mod relations;
+mod reporting;
 mod rooms;
+mod search;
 mod send;
 mod session;
 mod state;
@@ -55,6 +57,8 @@ pub(super) fn routes() -> Routes {
         directory::routes(),
         membership::routes(),
         receipts::routes(),
+        reporting::routes(),
+        search::routes(),
     ]
     .into_iter()
     .flatten()

@@ -10,6 +10,7 @@ pub mod format;
 pub mod membership;
 pub mod receipts;
 pub mod relations;
+pub mod search;
 pub mod send;
 pub mod state;
 pub mod summary;
@@ -63,6 +64,9 @@ pub enum Error {
     /// The event is too large or cannot be hashed.
     #[error(transparent)]
     Seal(SealError),
+    /// The sender has put the same annotation on the event before.
+    #[error("you have said the same of this event before")]
+    DuplicateAnnotation,
     /// The room's state moved again and again while the event was drafted.
     #[error("the room changes too fast")]
     Busy,

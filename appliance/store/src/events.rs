@@ -106,6 +106,20 @@ impl Read<'_> {
         rows.map(|row| row?).collect()
     }
 
+    /// Events of a room's timeline that have a text which is not encrypted, before a position, the newest first.
+    pub fn texts(&self, room: &Room, before: i64, limit: usize) -> Result<Vec<StoredEvent>> {
+        let mut statement = self.prepare(&format!(
+            "SELECT {COLUMNS} FROM events e JOIN rooms r ON r.nid = e.room
+             WHERE e.room = ?1 AND e.position < ?2 AND e.status = 0 AND e.redacted_by IS NULL
+               AND e.kind IN ('m.room.message', 'm.room.name', 'm.room.topic')
+             ORDER BY e.position DESC LIMIT ?3"
+        ))?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows =
+            statement.query_map(params![room.nid, before, limit], |row| Ok(stored_event(row)))?;
+        rows.map(|row| row?).collect()
+    }
+
     /// The event that a request has sent before, if it did.
     pub fn sent_before(
         &self,

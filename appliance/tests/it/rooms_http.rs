@@ -269,3 +269,144 @@ async fn refusals_have_the_codes_of_the_specification() {
         assert_eq!(answer, (status, code.to_owned()), "{method} {path}");
     }
 }
+
+#[tokio::test]
+async fn reports_are_taken_of_what_members_see() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = open_box(&folder);
+    let alice = Client::register(&router, "alice").await;
+    let bob = Client::register(&router, "bob").await;
+    let room = alice.create(&json!({})).await;
+    let event_id = alice.send(&room, "1", "hello").await;
+    let of_event = format!("/_matrix/client/v3/rooms/{room}/report/{event_id}");
+    let of_room = format!("/_matrix/client/v3/rooms/{room}/report");
+    let of_user = "/_matrix/client/v3/users/@nobody:alpha.test/report".to_owned();
+    let nowhere = "/_matrix/client/v3/rooms/!none:alpha.test/report".to_owned();
+    let (reason, long) = (json!({ "reason": "bad" }), json!({ "reason": "x".repeat(5000) }));
+    for (client, path, body, status) in [
+        (&alice, &of_event, &reason, 200),
+        (&alice, &of_event, &json!({ "score": -100 }), 200),
+        (&alice, &of_event, &long, 400),
+        (&bob, &of_event, &reason, 404),
+        (&alice, &format!("{of_event}x"), &reason, 404),
+        (&bob, &of_room, &reason, 200),
+        (&bob, &nowhere, &reason, 404),
+        (&bob, &of_user, &reason, 200),
+        (&bob, &of_user, &long, 400),
+    ] {
+        let (found, answer) = client.call("POST", path, body).await;
+        assert_eq!(found.as_u16(), status, "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_directory_is_searched_by_type() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = open_box(&folder);
+    let alice = Client::register(&router, "alice").await;
+    let space = json!({ "visibility": "public", "creation_content": { "type": "m.space" } });
+    let space = alice.create(&space).await;
+    let room = alice.create(&json!({ "visibility": "public" })).await;
+    for (types, expected) in [
+        (json!(["m.space"]), vec![&space]),
+        (json!([null]), vec![&room]),
+        (json!(["m.space", null]), vec![&room, &space]),
+        (json!(["org.example"]), vec![]),
+        (json!([]), vec![&room, &space]),
+    ] {
+        let body = json!({ "filter": { "room_types": types } });
+        let page = alice.ok("POST", "/_matrix/client/v3/publicRooms", &body).await;
+        let chunk = page["chunk"].as_array().unwrap();
+        let mut found: Vec<_> =
+            chunk.iter().map(|room| room["room_id"].as_str().unwrap()).collect();
+        found.sort_unstable();
+        let mut expected: Vec<_> = expected.into_iter().map(String::as_str).collect();
+        expected.sort_unstable();
+        assert_eq!(found, expected, "{types}");
+    }
+}
+
+fn search(term: &str, more: &Value) -> Value {
+    let mut criteria = json!({ "search_term": term, "event_context": { "before_limit": 1, "after_limit": 1, "include_profile": true } });
+    criteria.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    json!({ "search_categories": { "room_events": criteria } })
+}
+
+async fn find(client: &Client, from: Option<&str>, term: &str, more: &Value) -> Value {
+    let from = from.map(|from| format!("?next_batch={from}")).unwrap_or_default();
+    let path = format!("/_matrix/client/v3/search{from}");
+    client.ok("POST", &path, &search(term, more)).await["search_categories"]["room_events"].clone()
+}
+
+fn found(answer: &Value) -> Vec<String> {
+    let results = answer["results"].as_array().cloned().unwrap_or_default();
+    let id = |found: &Value| found["result"]["event_id"].as_str().unwrap().to_owned();
+    results.iter().map(id).collect()
+}
+
+#[tokio::test]
+async fn texts_are_found_in_the_rooms_one_is_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = open_box(&folder);
+    let alice = Client::register(&router, "alice").await;
+    let bob = Client::register(&router, "bob").await;
+    let room = alice.create(&json!({ "name": "Anchor watch" })).await;
+    let other = alice.create(&json!({ "preset": "public_chat" })).await;
+    bob.ok("POST", &format!("/_matrix/client/v3/join/{other}"), &json!({})).await;
+    let first = alice.send(&room, "1", "Drop the ANCHOR now").await;
+    let second = alice.send(&other, "2", "the anchor holds").await;
+    let third = alice.send(&room, "3", "anchor up").await;
+    let none = json!({});
+
+    let all = find(&alice, None, "anchor", &none).await;
+    assert_eq!(found(&all)[..3], [third.clone(), second.clone(), first.clone()]);
+    assert_eq!((&all["count"], &all["highlights"]), (&json!(4), &json!(["anchor"])));
+    assert_eq!(found(&find(&alice, None, "now anchor", &none).await), std::slice::from_ref(&first));
+    let name = json!({ "keys": ["content.name"], "include_state": true });
+    let name = find(&alice, None, "anchor", &name).await;
+    assert_eq!(name["results"][0]["result"]["type"], "m.room.name");
+    assert!(name["state"][&room].is_array());
+    let in_other = json!({ "filter": { "rooms": [&other] } });
+    assert_eq!(
+        found(&find(&alice, None, "anchor", &in_other).await),
+        std::slice::from_ref(&second)
+    );
+    // Only what bob is in.
+    assert_eq!(found(&find(&bob, None, "anchor", &none).await), std::slice::from_ref(&second));
+    assert!(found(&find(&bob, None, " ", &none).await).is_empty());
+
+    let context = &find(&alice, None, "now", &none).await["results"][0]["context"];
+    assert_eq!(context["events_after"][0]["event_id"], third.as_str());
+    assert_eq!(context["events_before"].as_array().unwrap().len(), 1);
+    assert!(context["profile_info"][&alice.user_id].is_object());
+    let from = context["end"].as_str().unwrap();
+    let path = format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=1&from={from}");
+    assert_eq!(alice.get(&path).await["chunk"][0]["event_id"], third.as_str());
+
+    // Page by page, without what is redacted.
+    let path = format!("/_matrix/client/v3/rooms/{room}/redact/{first}/r");
+    alice.ok("PUT", &path, &none).await;
+    let by_two = json!({ "filter": { "limit": 2 }, "keys": ["content.body"] });
+    let page = find(&alice, None, "anchor", &by_two).await;
+    assert_eq!(found(&page), [third, second]);
+    let next = page["next_batch"].as_str().unwrap();
+    let page = find(&alice, Some(next), "anchor", &by_two).await;
+    assert!(found(&page).is_empty() && page.get("next_batch").is_none(), "{page}");
+}
+
+#[tokio::test]
+async fn a_room_is_searched_with_the_one_it_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = open_box(&folder);
+    let alice = Client::register(&router, "alice").await;
+    let old = alice.create(&json!({ "room_version": "10" })).await;
+    let before = alice.send(&old, "1", "needle").await;
+    let path = format!("/_matrix/client/v3/rooms/{old}/upgrade");
+    let upgraded = alice.ok("POST", &path, &json!({ "new_version": "12" })).await;
+    let new = upgraded["replacement_room"].as_str().unwrap();
+    let after = alice.send(new, "2", "needle").await;
+    let both = find(&alice, None, "needle", &json!({ "filter": { "rooms": [new] } })).await;
+    assert_eq!(found(&both), [after, before.clone()]);
+    let one = find(&alice, None, "needle", &json!({ "filter": { "rooms": [old] } })).await;
+    assert_eq!(found(&one), [before]);
+}

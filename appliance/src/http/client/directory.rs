@@ -140,6 +140,7 @@ async fn public_rooms(
         since: request.since,
         limit: request.limit.map(|limit| bounded(limit, ROOMS_PAGE_MAX)),
         search: None,
+        types: Vec::new(),
     };
     let page = list(&app, request.server, query).await?;
     let mut response = get_public_rooms::Response::new(page.chunk);
@@ -158,6 +159,7 @@ async fn search_public_rooms(
         since: request.since,
         limit: request.limit.map(|limit| bounded(limit, ROOMS_PAGE_MAX)),
         search: request.filter.generic_search_term,
+        types: request.filter.room_types,
     };
     list(&app, request.server, query).await
 }

@@ -73,6 +73,7 @@ impl From<rooms::Error> for ApiError {
             Error::AliasTaken => bad(ErrorKind::RoomInUse),
             Error::NotAPeer(_) => Self::forbidden(message),
             Error::UnsupportedVersion(_) => bad(ErrorKind::UnsupportedRoomVersion),
+            Error::DuplicateAnnotation => bad(ErrorKind::DuplicateAnnotation),
             Error::NotFounded(_) => bad(ErrorKind::InvalidRoomState),
             Error::Seal(_) => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::TooLarge, message)

@@ -3,8 +3,9 @@
 use ruma::{
     OwnedRoomAliasId, OwnedRoomId, OwnedServerName, RoomAliasId, RoomId, RoomOrAliasId, UserId,
     api::client::directory::get_public_rooms_filtered,
-    directory::PublicRoomsChunk,
+    directory::{PublicRoomsChunk, RoomTypeFilter},
     events::{StateEventType, room::member::MembershipState},
+    room::RoomType,
 };
 use sallyport_core::{limits::ROOMS_PAGE_MAX, room::power_levels};
 use sallyport_store::{Error as StoreError, Read};
@@ -132,6 +133,8 @@ pub struct DirectoryQuery {
     pub limit: Option<usize>,
     /// What their name, topic or alias contains.
     pub search: Option<String>,
+    /// Their types; empty for all.
+    pub types: Vec<RoomTypeFilter>,
 }
 
 /// A page of the directory.
@@ -159,7 +162,10 @@ pub fn public_rooms(
         next += 1;
         let Some(room) = read.room(room_id)? else { continue };
         let room = PublicRoomsChunk::from(summary(read, &room)?);
-        if search.as_ref().is_none_or(|term| mentions(&room, term)) {
+        let kind = RoomTypeFilter::from(room.room_type.as_ref().map(RoomType::as_str));
+        if (query.types.is_empty() || query.types.contains(&kind))
+            && search.as_ref().is_none_or(|term| mentions(&room, term))
+        {
             chunk.push(room);
         }
     }

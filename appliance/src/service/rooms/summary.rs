@@ -144,7 +144,7 @@ fn children(
         // Without a server to ask it is no longer a child.
         let via: Option<Vec<String>> = event.pdu.content_field("via");
         let suggested = event.pdu.content_field("suggested").unwrap_or(false);
-        if via.is_some() && (suggested || !suggested_only) {
+        if via.is_some_and(|via| !via.is_empty()) && (suggested || !suggested_only) {
             children.push((room_id, event));
         }
     }

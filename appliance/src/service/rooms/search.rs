@@ -1,0 +1,216 @@
+//! Searching for a text in the rooms that a user is in.
+//!
+//! [Server side search](https://spec.matrix.org/v1.19/client-server-api/#server-side-search). There is no index: the newest
+//! events are read until enough are found, at most [`SEARCH_EVENTS_MAX`]. What is encrypted only clients can search.
+
+use std::collections::{BTreeMap, BinaryHeap};
+
+use ruma::{
+    OwnedRoomId, UserId,
+    api::client::{filter::RoomEventFilter, search::search_events::v3::SearchKeys},
+    events::{StateEventType, TimelineEventType},
+};
+use sallyport_core::limits::{
+    PREDECESSORS_MAX, SEARCH_EVENTS_MAX, SEARCH_RESULTS_MAX, SEARCH_SLICE_EVENTS,
+    SEARCH_TERM_BYTES_MAX,
+};
+use sallyport_store::{Error as StoreError, Read, Room, StoredEvent};
+use serde::Deserialize;
+
+use super::{
+    Error,
+    access::{Eyes, Glimpse, look},
+    membership::joined_rooms,
+    timeline::{Page, PageQuery, page},
+};
+use crate::service::sync::filter::passes;
+
+/// What is looked for.
+#[derive(Debug, Clone)]
+pub struct TextQuery<'a> {
+    /// Words that a text must contain, all of them.
+    pub term: &'a str,
+    /// Which texts; all if absent.
+    pub keys: Option<&'a [SearchKeys]>,
+    /// Which rooms and events.
+    pub filter: &'a RoomEventFilter,
+    /// Where the last page ended.
+    pub before: Option<i64>,
+    /// How many at most.
+    pub limit: usize,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default)]
+pub struct TextsFound {
+    /// The events with their rooms, the newest first.
+    pub events: Vec<(Glimpse, StoredEvent)>,
+    /// Where the next page starts; `None` if there is none.
+    pub next: Option<i64>,
+    /// The words that were looked for.
+    pub words: Vec<String>,
+}
+
+/// Searches the rooms that a user is joined to, the newest event first.
+///
+/// # Errors
+/// If the term is too long.
+pub fn texts(
+    read: &Read<'_>,
+    user_id: &UserId,
+    query: &TextQuery<'_>,
+) -> Result<TextsFound, Error> {
+    if query.term.len() > SEARCH_TERM_BYTES_MAX {
+        return Err(Error::Invalid("the term is too long"));
+    }
+    let words = query.term.split_whitespace().map(str::to_lowercase).collect();
+    let mut found = TextsFound { words, ..TextsFound::default() };
+    if found.words.is_empty() {
+        return Ok(found);
+    }
+    let limit = query.limit.clamp(1, SEARCH_RESULTS_MAX);
+    // Which rooms is settled here: one that was replaced is searched with its successor.
+    let mut filter = query.filter.clone();
+    filter.rooms = None;
+    let mut glimpses = BTreeMap::new();
+    for room_id in rooms(read, user_id, query.filter)? {
+        let glimpse = look(read, &room_id, user_id)?;
+        glimpses.insert(glimpse.room.nid, glimpse);
+    }
+    let mut eyes = BTreeMap::new();
+    for glimpse in glimpses.values() {
+        eyes.insert(glimpse.room.nid, Eyes::new(read, &glimpse.room, user_id)?);
+    }
+    let mut merge = Merge::new(read, glimpses.values().map(|glimpse| &glimpse.room), query.before);
+    let mut looked_at = 0;
+    while let Some((room, event)) = merge.next()? {
+        looked_at += 1;
+        let position = event.position;
+        if mentions(&event, query.keys, &found.words)
+            && passes(&filter, &event)
+            && let (Some(glimpse), Some(eyes)) = (glimpses.get(&room), eyes.get_mut(&room))
+            && eyes.see(&event)?
+        {
+            found.events.push((glimpse.clone(), event));
+        }
+        if found.events.len() == limit || looked_at == SEARCH_EVENTS_MAX {
+            found.next = position.filter(|_| !merge.is_exhausted());
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// What surrounds an event that was found.
+///
+/// # Errors
+/// If the database fails.
+pub fn surroundings(
+    read: &Read<'_>,
+    glimpse: &Glimpse,
+    user_id: &UserId,
+    event: &StoredEvent,
+    (before, after): (usize, usize),
+) -> Result<(Page, Page), StoreError> {
+    use sallyport_store::Direction::{Backward, Forward};
+    let at = event.position.unwrap_or(i64::MIN);
+    let filter = RoomEventFilter::default();
+    let read_page = |direction, from, limit| {
+        if limit == 0 {
+            return Ok(Page { events: Vec::new(), start: from, end: Some(from) });
+        }
+        let query = PageQuery { from: Some(from), to: None, direction, limit, filter: &filter };
+        page(read, glimpse, user_id, &query)
+    };
+    Ok((read_page(Backward, at.saturating_sub(1), before)?, read_page(Forward, at, after)?))
+}
+
+/// The rooms to search: those that the filter names, with those that they replaced.
+fn rooms(
+    read: &Read<'_>,
+    user_id: &UserId,
+    filter: &RoomEventFilter,
+) -> Result<Vec<OwnedRoomId>, StoreError> {
+    let joined = joined_rooms(read, user_id)?;
+    let Some(named) = &filter.rooms else { return Ok(joined) };
+    let mut wanted = Vec::new();
+    for room_id in named {
+        let mut next = Some(room_id.clone());
+        for _ in 0..=PREDECESSORS_MAX {
+            let Some(room_id) = next.take().filter(|id| joined.contains(id)) else { break };
+            next = predecessor(read, &room_id)?;
+            wanted.push(room_id);
+        }
+    }
+    Ok(wanted)
+}
+
+fn predecessor(read: &Read<'_>, room_id: &ruma::RoomId) -> Result<Option<OwnedRoomId>, StoreError> {
+    #[derive(Deserialize)]
+    struct Predecessor {
+        room_id: OwnedRoomId,
+    }
+    let Some(room) = read.room(room_id)? else { return Ok(None) };
+    let create = read.state_event(&room, &StateEventType::RoomCreate, "")?;
+    let predecessor =
+        create.and_then(|event| event.pdu.content_field::<Predecessor>("predecessor"));
+    Ok(predecessor.map(|predecessor| predecessor.room_id))
+}
+
+/// Whether the text of an event contains all words.
+fn mentions(event: &StoredEvent, keys: Option<&[SearchKeys]>, words: &[String]) -> bool {
+    let (key, field) = match event.pdu.kind() {
+        TimelineEventType::RoomMessage => (SearchKeys::ContentBody, "body"),
+        TimelineEventType::RoomName => (SearchKeys::ContentName, "name"),
+        TimelineEventType::RoomTopic => (SearchKeys::ContentTopic, "topic"),
+        _ => return false,
+    };
+    if keys.is_some_and(|keys| !keys.contains(&key)) {
+        return false;
+    }
+    let Some(text) = event.pdu.content_field::<String>(field) else { return false };
+    let text = text.to_lowercase();
+    words.iter().all(|word| text.contains(word))
+}
+
+/// The texts of several rooms, the newest first. A room is read when its turn may have come.
+struct Merge<'r, 'c> {
+    read: &'r Read<'c>,
+    /// The rooms by the position that their next event has at most.
+    turns: BinaryHeap<(i64, i64)>,
+    rooms: BTreeMap<i64, (&'r Room, Vec<StoredEvent>)>,
+}
+
+impl<'r, 'c> Merge<'r, 'c> {
+    fn new(read: &'r Read<'c>, rooms: impl Iterator<Item = &'r Room>, before: Option<i64>) -> Self {
+        let rooms: BTreeMap<_, _> = rooms.map(|room| (room.nid, (room, Vec::new()))).collect();
+        let end = before.map_or(i64::MAX, |before| before.saturating_sub(1));
+        let turns = rooms.iter().map(|(nid, (room, _))| (room.newest.min(end), *nid)).collect();
+        Self { read, turns, rooms }
+    }
+
+    fn is_exhausted(&self) -> bool {
+        self.turns.is_empty()
+    }
+
+    fn next(&mut self) -> Result<Option<(i64, StoredEvent)>, StoreError> {
+        while let Some((at, nid)) = self.turns.pop() {
+            let Some((room, slice)) = self.rooms.get_mut(&nid) else { continue };
+            if slice.is_empty() {
+                *slice = self.read.texts(room, at.saturating_add(1), SEARCH_SLICE_EVENTS)?;
+                slice.reverse();
+            }
+            let Some(event) = slice.pop() else { continue };
+            let position = event.position.unwrap_or(i64::MIN);
+            if position < at {
+                // Another room may have a newer one.
+                slice.push(event);
+                self.turns.push((position, nid));
+            } else {
+                self.turns.push((position.saturating_sub(1), nid));
+                return Ok(Some((nid, event)));
+            }
+        }
+        Ok(None)
+    }
+}
