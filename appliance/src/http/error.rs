@@ -36,6 +36,7 @@ struct Inner {
 
 enum Answer {
     Standard { kind: ErrorKind, message: Cow<'static, str> },
+    InvalidSignature(Cow<'static, str>),
     Interactive(UiaaInfo),
     Locked,
 }
@@ -65,6 +66,12 @@ impl ApiError {
     /// 400 `M_MISSING_PARAM`.
     pub fn missing_param(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, ErrorKind::MissingParam, message)
+    }
+
+    /// 400 `M_INVALID_SIGNATURE`.
+    pub fn invalid_signature(message: impl Into<Cow<'static, str>>) -> Self {
+        let answer = Answer::InvalidSignature(message.into());
+        Self(Box::new(Inner { status: StatusCode::BAD_REQUEST, answer, source: None }))
     }
 
     /// 401 `M_MISSING_TOKEN`.
@@ -159,6 +166,7 @@ impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0.answer {
             Answer::Standard { kind, message } => write!(f, "{}: {message}", kind.errcode()),
+            Answer::InvalidSignature(message) => write!(f, "M_INVALID_SIGNATURE: {message}"),
             Answer::Interactive(_) => f.write_str("user-interactive authentication is required"),
             Answer::Locked => f.write_str("M_USER_LOCKED"),
         }
@@ -192,6 +200,12 @@ impl IntoResponse for ApiError {
                 if let Some(body) = body.as_object_mut() {
                     body.entry("completed").or_insert_with(|| serde_json::json!([]));
                 }
+                response(MatrixError::new(status, ErrorBody::Json(body)))
+            }
+            Answer::InvalidSignature(message) => {
+                // Ruma's error kinds do not have this one.
+                let body =
+                    serde_json::json!({ "errcode": "M_INVALID_SIGNATURE", "error": message });
                 response(MatrixError::new(status, ErrorBody::Json(body)))
             }
             Answer::Locked => {

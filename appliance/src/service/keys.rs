@@ -15,8 +15,8 @@ use sallyport_core::{
 use sallyport_store::{KeyUpload, OneTimeKey, Store, Uploaded, UserKeys};
 
 pub use self::cross_signing::{
-    Failures, SignatureError, SigningKeys, has_cross_signing, upload_signatures,
-    upload_signing_keys,
+    Failures, SignatureError, SigningKeys, SigningKeysChange, signing_keys_change,
+    upload_signatures, upload_signing_keys,
 };
 use super::sessions::Identity;
 

@@ -115,7 +115,7 @@ async fn badly_signed_keys_are_refused_whole() {
     keys["algorithms"] = json!([]);
     let body = json!({ "device_keys": keys });
     let answer = enclave.ask(&alice.member, "POST", "v3/keys/upload", body).await;
-    assert_eq!(answer.error(), (400, "M_INVALID_PARAM".into()));
+    assert_eq!(answer.error(), (400, "M_INVALID_SIGNATURE".into()));
 
     let good =
         json!({ "device_keys": alice.device_keys(), "one_time_keys": alice.one_time_keys(1) });
@@ -130,7 +130,7 @@ async fn badly_signed_keys_are_refused_whole() {
         "signed_curve25519:X": stranger.sign(json!({ "key": stranger.account.curve25519_key().to_base64() })),
     } });
     let answer = enclave.ask(&alice.member, "POST", "v3/keys/upload", body).await;
-    assert_eq!(answer.error(), (400, "M_INVALID_PARAM".into()));
+    assert_eq!(answer.error(), (400, "M_INVALID_SIGNATURE".into()));
 }
 
 #[tokio::test]
@@ -149,9 +149,16 @@ async fn cross_signing_needs_the_password_from_the_second_time_on() {
         "user_signing_key": sign(cross_key(&user_id, "user_signing", &users), &user_id, &master),
     });
     let unsigned = enclave.ask(&alice.member, "POST", path, body.clone()).await;
-    assert_eq!(unsigned.error(), (400, "M_INVALID_PARAM".into()));
+    assert_eq!(unsigned.error(), (400, "M_INVALID_SIGNATURE".into()));
+    let alone = json!({ "user_signing_key": body["user_signing_key"] });
+    let alone = enclave.ask(&alice.member, "POST", path, alone).await;
+    assert_eq!(alone.error(), (400, "M_MISSING_PARAM".into()));
     body["self_signing_key"] = sign(body["self_signing_key"].take(), &user_id, &master);
     enclave.ask(&alice.member, "POST", path, body.clone()).await.ok();
+    // A client may repeat what it has no answer to.
+    enclave.ask(&alice.member, "POST", path, body.clone()).await.ok();
+    let others = cross_key(&user_id, "user_signing", &Ed25519SecretKey::new());
+    body["user_signing_key"] = sign(others, &user_id, &master);
     let asked = enclave.ask(&alice.member, "POST", path, body.clone()).await;
     assert_eq!(asked.status, 401);
     body["auth"] = json!({

@@ -2,22 +2,19 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use http::StatusCode;
 use ruma::{
     OneTimeKeyAlgorithm, UInt,
-    api::{
-        client::keys::{
-            claim_keys::v3 as claim_keys,
-            get_key_changes::v3 as get_key_changes,
-            get_keys::v3 as get_keys,
-            upload_keys::v3 as upload_keys,
-            upload_signatures::v3::{self as upload_signatures, Failure},
-            upload_signing_keys::v3 as upload_signing_keys,
-        },
-        error::ErrorKind,
+    api::client::keys::{
+        claim_keys::v3 as claim_keys,
+        get_key_changes::v3 as get_key_changes,
+        get_keys::v3 as get_keys,
+        upload_keys::v3 as upload_keys,
+        upload_signatures::v3::{self as upload_signatures, Failure},
+        upload_signing_keys::v3 as upload_signing_keys,
     },
     serde::Raw,
 };
+use sallyport_core::e2ee::KeyError;
 use serde_json::{json, value::RawValue};
 
 use super::{interactive, tokens::position_of};
@@ -25,7 +22,7 @@ use crate::{
     app::App,
     http::{Routes, error::ApiError, route::route},
     service::{
-        keys::{self, KeysError, SignatureError, SigningKeys, Upload},
+        keys::{self, KeysError, SignatureError, SigningKeys, SigningKeysChange, Upload},
         rooms,
         sessions::Identity,
         sync,
@@ -143,14 +140,19 @@ async fn upload_signing(
         self_signing: self_signing_key.map(text),
         user_signing: user_signing_key.map(text),
     };
-    let user_id = identity.user_id.clone();
-    let known = app.run(move |app| keys::has_cross_signing(&app.store, &user_id)).await?;
-    // The first keys need no password: whoever holds the only session could upload them anyway.
-    if known {
-        interactive::confirm(&app, &identity, auth, "replace the cross-signing keys").await?;
+    let (user_id, keys) = (identity.user_id.clone(), new.clone());
+    let change = app.run(move |app| keys::signing_keys_change(&app.store, &user_id, &keys)).await?;
+    match change {
+        SigningKeysChange::Nothing => return Ok(upload_signing_keys::Response::new()),
+        // The first keys need no password: whoever holds the only session could upload them anyway.
+        SigningKeysChange::First => {}
+        SigningKeysChange::Replaces => {
+            interactive::confirm(&app, &identity, auth, "replace the cross-signing keys").await?;
+        }
     }
+    let first = change == SigningKeysChange::First;
     let upload =
-        move |app: &App| keys::upload_signing_keys(&app.store, &identity.user_id, &new, !known);
+        move |app: &App| keys::upload_signing_keys(&app.store, &identity.user_id, &new, first);
     app.run(upload).await?;
     Ok(upload_signing_keys::Response::new())
 }
@@ -199,13 +201,16 @@ impl From<KeysError> for ApiError {
         match error {
             KeysError::Key { ref id, ref source } => {
                 let message = format!("The key {id} is not acceptable: {source}.");
-                Self::new(StatusCode::BAD_REQUEST, ErrorKind::InvalidParam, message)
+                match source {
+                    KeyError::BadSignature(_) => Self::invalid_signature(message),
+                    _ => Self::invalid_param(message),
+                }
             }
             KeysError::NoDeviceKeys
             | KeysError::Conflict(_)
             | KeysError::TooManyKeys
-            | KeysError::TooManyUsers
-            | KeysError::NoMasterKey => Self::invalid_param(error.to_string()),
+            | KeysError::TooManyUsers => Self::invalid_param(error.to_string()),
+            KeysError::NoMasterKey => Self::missing_param(error.to_string()),
             KeysError::Busy => Self::unavailable(error),
             KeysError::Store(error) => error.into(),
         }

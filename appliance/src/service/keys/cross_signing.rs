@@ -25,12 +25,53 @@ pub struct SigningKeys {
     pub user_signing: Option<String>,
 }
 
-/// Whether a user has a master key: then another one needs the password.
+/// What an upload of cross-signing keys would change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SigningKeysChange {
+    /// They are the first ones.
+    First,
+    /// They are there already: a client may repeat what it has no answer to.
+    Nothing,
+    /// They replace others, or add to them.
+    Replaces,
+}
+
+/// What an upload of cross-signing keys would change: only what replaces keys needs the password.
 ///
 /// # Errors
 /// If the database fails.
-pub fn has_cross_signing(store: &Store, user_id: &UserId) -> sallyport_store::Result<bool> {
-    store.read(|read| Ok(read.cross_signing_key(user_id, &KeyUsage::Master)?.is_some()))
+pub fn signing_keys_change(
+    store: &Store,
+    user_id: &UserId,
+    new: &SigningKeys,
+) -> sallyport_store::Result<SigningKeysChange> {
+    store.read(|read| {
+        if stored_master(read, user_id)?.is_none() {
+            return Ok(SigningKeysChange::First);
+        }
+        let keys = [
+            (KeyUsage::Master, &new.master),
+            (KeyUsage::SelfSigning, &new.self_signing),
+            (KeyUsage::UserSigning, &new.user_signing),
+        ];
+        for (usage, json) in keys {
+            let Some(json) = json else { continue };
+            let stored = read.cross_signing_key(user_id, &usage)?;
+            if !stored.is_some_and(|stored| is_same_object(&stored.keys, json)) {
+                return Ok(SigningKeysChange::Replaces);
+            }
+        }
+        Ok(SigningKeysChange::Nothing)
+    })
+}
+
+/// Whether two objects are the same but for their signatures.
+fn is_same_object(stored: &str, new: &str) -> bool {
+    let parse = |json, bytes_max| SignedObject::parse(json, bytes_max).ok();
+    match (parse(stored, usize::MAX), parse(new, DEVICE_KEYS_BYTES_MAX)) {
+        (Some(stored), Some(new)) => stored.signed_part() == new.signed_part(),
+        _ => false,
+    }
 }
 
 /// Verifies and stores cross-signing keys
