@@ -10,6 +10,7 @@ pub mod attempts;
 pub mod backups;
 pub mod bundle;
 pub mod clock;
+pub mod ignored;
 pub mod interactive;
 pub mod keys;
 pub mod media;

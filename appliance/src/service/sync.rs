@@ -41,6 +41,7 @@ use self::{
 };
 use super::{
     account_data,
+    ignored::Ignored,
     push_rules::{self, PushRuleError},
     rooms::format::{Format, MembershipThen},
     sessions::Identity,
@@ -152,12 +153,12 @@ impl Sync<'_, '_> {
         let rules = self.rules()?;
         let mut company = Company::default();
         for place in self.places()? {
-            if !shows_room(&self.query.filter.room, &place.room_id) {
-                continue;
-            }
             let Some(room) = self.read.room(&place.room_id)? else { continue };
+            // Also in a room that the filter hides: whoever is met there may be written to elsewhere.
             self.meet(&mut company, &room, &place)?;
-            self.add_room(response, &room, &place, &rules)?;
+            if shows_room(&self.query.filter.room, &place.room_id) {
+                self.add_room(response, &room, &place, &rules)?;
+            }
         }
         if let Some(since) = &self.since {
             let user_id = &self.query.identity.user_id;
@@ -220,7 +221,7 @@ impl Sync<'_, '_> {
                     response.rooms.join.insert(room_id, joined);
                 }
             }
-            MembershipState::Invite if is_news => {
+            MembershipState::Invite if is_news && !self.is_ignored(place, rules)? => {
                 let invited = self.room_sync(room, since).invited()?;
                 response.rooms.invite.insert(room_id, invited);
             }
@@ -233,12 +234,22 @@ impl Sync<'_, '_> {
                     && is_news
                     && (since.is_some() || self.query.filter.room.include_leave) =>
             {
-                let left = self.room_sync(room, since).left(place)?;
+                let was_joined = match since {
+                    Some(since) => self.was_joined(room, place, since)?,
+                    None => false,
+                };
+                let left = self.room_sync(room, since).left(place, was_joined, &rules.ignored)?;
                 response.rooms.leave.insert(room_id, left);
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether an invite comes from someone whom the user does not want to hear from.
+    fn is_ignored(&self, invite: &Membership, rules: &Rules) -> Result<bool, StoreError> {
+        let event = self.read.event(&invite.event_id)?;
+        Ok(event.is_some_and(|event| rules.ignored.names(event.pdu.sender())))
     }
 
     fn joined(
@@ -380,7 +391,9 @@ impl Sync<'_, '_> {
         let mut hasher = DefaultHasher::new();
         stored.hash(&mut hasher);
         let ruleset = push_rules::rules(self.read, user_id)?;
-        Ok(Rules { ruleset, fingerprint: hasher.finish() })
+        let ignored = Ignored::by(self.read, user_id)?;
+        ignored.hash(&mut hasher);
+        Ok(Rules { ruleset, ignored, fingerprint: hasher.finish() })
     }
 }
 

@@ -63,7 +63,7 @@ pub use self::{
     pool::{Committed, Options, Read, Store, Write},
     profiles::Profile,
     receipts::{NewReceipt, Receipt},
-    relations::{RelationQuery, ThreadSummary},
+    relations::{Annotation, RelationQuery, ThreadSummary},
     room::Room,
     rooms::{Outcome, Placed},
     server_keys::OwnKey,

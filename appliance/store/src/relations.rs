@@ -4,7 +4,7 @@
 
 use ruma::{EventId, OwnedEventId, UserId};
 use rusqlite::{OptionalExtension, params};
-use sallyport_core::event::Pdu;
+use sallyport_core::{event::Pdu, limits::ANNOTATIONS_COMPARED_MAX};
 use serde::Deserialize;
 
 use crate::{
@@ -32,6 +32,21 @@ pub struct RelationQuery<'a> {
     pub direction: Direction,
     /// How many at most.
     pub limit: usize,
+    /// How many relations may lie between the event and one of these: 1 for those that relate to it themselves.
+    pub depth: usize,
+}
+
+/// Something short that a user says of an event, such as a reaction.
+#[derive(Debug, Clone, Copy)]
+pub struct Annotation<'a> {
+    /// The event that it is said of.
+    pub target: &'a EventId,
+    /// The user.
+    pub sender: &'a UserId,
+    /// Event type.
+    pub kind: &'a str,
+    /// What is said.
+    pub key: &'a str,
 }
 
 /// What a thread's root says of its thread.
@@ -53,8 +68,16 @@ impl Read<'_> {
             Direction::Backward => "DESC",
         };
         let mut statement = self.prepare(&format!(
-            "SELECT event_id FROM relations
-             WHERE room = ?1 AND target = ?2 AND position > ?3 AND position < ?4
+            "WITH RECURSIVE related (event_id, position, rel_type, kind, depth) AS (
+                 SELECT event_id, position, rel_type, kind, 1 FROM relations
+                 WHERE room = ?1 AND target = ?2
+                 UNION ALL
+                 SELECT next.event_id, next.position, next.rel_type, next.kind, depth + 1
+                 FROM related JOIN relations next ON next.room = ?1 AND next.target = related.event_id
+                 WHERE depth < ?8
+             )
+             SELECT event_id FROM related
+             WHERE position > ?3 AND position < ?4
                AND (?5 IS NULL OR rel_type = ?5) AND (?6 IS NULL OR kind = ?6)
              ORDER BY position {order} LIMIT ?7"
         ))?;
@@ -67,7 +90,8 @@ impl Read<'_> {
                     query.before,
                     query.rel_type,
                     query.kind,
-                    i64::try_from(query.limit).unwrap_or(i64::MAX)
+                    i64::try_from(query.limit).unwrap_or(i64::MAX),
+                    i64::try_from(query.depth).unwrap_or(i64::MAX)
                 ],
                 |row| row.get::<_, String>(0),
             )?
@@ -88,6 +112,31 @@ impl Read<'_> {
         Ok(self
             .prepare("SELECT EXISTS (SELECT 1 FROM relations WHERE room = ?1 AND position > ?2)")?
             .query_row(params![room.nid, position], |row| row.get(0))?)
+    }
+
+    /// Whether a user has put this annotation on an event already. Only their newest ones there are looked at.
+    pub fn has_annotation(&self, room: &Room, annotation: &Annotation<'_>) -> Result<bool> {
+        let mut statement = self.prepare(
+            "SELECT event_id FROM relations
+             WHERE room = ?1 AND target = ?2 AND rel_type = 'm.annotation' AND sender = ?3
+               AND kind = ?4
+             ORDER BY position DESC LIMIT ?5",
+        )?;
+        let ids = statement
+            .query_map(
+                params![
+                    room.nid,
+                    annotation.target.as_str(),
+                    annotation.sender.as_str(),
+                    annotation.kind,
+                    i64::try_from(ANNOTATIONS_COMPARED_MAX).unwrap_or(i64::MAX)
+                ],
+                |row| row.get::<_, String>(0),
+            )?
+            .map(|id| parse_event_id(id?))
+            .collect::<Result<Vec<_>>>()?;
+        let known = self.events(ids)?;
+        Ok(known.iter().any(|event| annotation_key(event).as_deref() == Some(annotation.key)))
     }
 
     /// The newest replacement of an event by its own sender.
@@ -217,6 +266,14 @@ impl Write<'_> {
             .execute(params![room, event_id.as_str(), position])?;
         Ok(())
     }
+}
+
+fn annotation_key(event: &StoredEvent) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Annotating {
+        key: String,
+    }
+    event.pdu.content_field::<Annotating>("m.relates_to").map(|annotation| annotation.key)
 }
 
 #[derive(Deserialize)]

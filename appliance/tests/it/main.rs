@@ -15,6 +15,8 @@ mod enclave;
 #[cfg(test)]
 mod frame;
 #[cfg(test)]
+mod ignoring;
+#[cfg(test)]
 mod keys;
 #[cfg(test)]
 mod media;
@@ -22,6 +24,8 @@ mod media;
 mod member;
 #[cfg(test)]
 mod officers;
+#[cfg(test)]
+mod relations;
 #[cfg(test)]
 mod rooms;
 #[cfg(test)]

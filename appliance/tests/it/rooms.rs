@@ -301,6 +301,7 @@ fn threads_reactions_and_edits_are_bundled() {
             to: None,
             direction: Direction::Backward,
             limit: 10,
+            recurse: false,
         };
         let found =
             alice.app.store.read(|read| rooms::relations::relating(read, alice.id(), &wanted));

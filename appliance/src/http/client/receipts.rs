@@ -68,6 +68,9 @@ async fn send_receipt(
         ReceiptType::ReadPrivate => {
             read_to(&app, identity, room_id, event_id, thread, true).await?;
         }
+        ReceiptType::FullyRead if thread != ReceiptThread::Unthreaded => {
+            return Err(ApiError::invalid_param("there is one read marker for all threads"));
+        }
         ReceiptType::FullyRead => fully_read(&app, identity, room_id, event_id).await?,
         _ => return Err(ApiError::invalid_param("this kind of receipt is not known")),
     }

@@ -19,6 +19,7 @@ use ruma::{
     events::AnyMessageLikeEvent,
     serde::Raw,
 };
+use sallyport_core::limits::RELATIONS_DEPTH_MAX;
 
 use super::{
     state::format,
@@ -50,10 +51,12 @@ async fn all(
     identity: Identity,
     request: relating::Request,
 ) -> Result<relating::Response, ApiError> {
-    let page = Page::of(request.from, request.to, request.dir, request.limit);
+    let page = Page::of(request.from, request.to, request.dir, request.limit, request.recurse);
+    let depth = page.depth();
     let found = page.read(app, identity, request.room_id, request.event_id, None, None).await?;
     let mut response = relating::Response::new(found.0);
     response.next_batch = found.1;
+    response.recursion_depth = depth;
     Ok(response)
 }
 
@@ -62,11 +65,13 @@ async fn by_type(
     identity: Identity,
     request: relating_by_type::Request,
 ) -> Result<relating_by_type::Response, ApiError> {
-    let page = Page::of(request.from, request.to, request.dir, request.limit);
+    let page = Page::of(request.from, request.to, request.dir, request.limit, request.recurse);
+    let depth = page.depth();
     let rel_type = Some(request.rel_type.to_string());
     let found = page.read(app, identity, request.room_id, request.event_id, rel_type, None).await?;
     let mut response = relating_by_type::Response::new(found.0);
     response.next_batch = found.1;
+    response.recursion_depth = depth;
     Ok(response)
 }
 
@@ -75,12 +80,14 @@ async fn by_types(
     identity: Identity,
     request: relating_by_types::Request,
 ) -> Result<relating_by_types::Response, ApiError> {
-    let page = Page::of(request.from, request.to, request.dir, request.limit);
+    let page = Page::of(request.from, request.to, request.dir, request.limit, request.recurse);
+    let depth = page.depth();
     let rel_type = Some(request.rel_type.to_string());
     let kind = Some(request.event_type.to_string());
     let found = page.read(app, identity, request.room_id, request.event_id, rel_type, kind).await?;
     let mut response = relating_by_types::Response::new(found.0);
     response.next_batch = found.1;
+    response.recursion_depth = depth;
     Ok(response)
 }
 
@@ -90,6 +97,7 @@ struct Page {
     to: Option<String>,
     direction: Direction,
     limit: UInt,
+    recurse: bool,
 }
 
 type Found = (Vec<Raw<AnyMessageLikeEvent>>, Option<String>);
@@ -100,8 +108,15 @@ impl Page {
         to: Option<String>,
         direction: Direction,
         limit: Option<UInt>,
+        recurse: bool,
     ) -> Self {
-        Self { from, to, direction, limit: limit.unwrap_or_else(|| LIMIT_DEFAULT.into()) }
+        let limit = limit.unwrap_or_else(|| LIMIT_DEFAULT.into());
+        Self { from, to, direction, limit, recurse }
+    }
+
+    /// How deep the server follows relations, if it is asked to.
+    fn depth(&self) -> Option<UInt> {
+        self.recurse.then(|| UInt::new_saturating(RELATIONS_DEPTH_MAX as u64))
     }
 
     async fn read(
@@ -125,6 +140,7 @@ impl Page {
                     to: position_of(read, self.to.as_deref())?,
                     direction: direction(self.direction),
                     limit: limit(self.limit),
+                    recurse: self.recurse,
                 };
                 let found = relations::relating(read, &identity.user_id, &wanted)?;
                 let chunk = format(read, &found.room, &identity, now).events(&found.events)?;

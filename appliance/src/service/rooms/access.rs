@@ -16,6 +16,7 @@ use sallyport_core::room::{
 use sallyport_store::{Membership, Read, Room, StoredEvent};
 
 use super::Error;
+use crate::service::ignored::Ignored;
 
 /// Member events of a user that are looked at to find when they were last joined.
 const MEMBER_EVENTS_READ: usize = 50;
@@ -96,6 +97,7 @@ pub struct Eyes<'r, 'c> {
     last_joined: Option<i64>,
     /// Whether nothing in the room was ever hidden from its members, and the user is one.
     sees_all: bool,
+    ignored: Ignored,
     moments: BTreeMap<StateId, Moment>,
 }
 
@@ -114,8 +116,10 @@ impl<'r, 'c> Eyes<'r, 'c> {
             .is_some_and(|place| place.membership == MembershipState::Join);
         let last_joined = if joined { Some(i64::MAX) } else { last_joined(read, room, user_id)? };
         let sees_all = joined && never_hid_from_members(read, room)?;
+        let ignored = Ignored::by(read, user_id)?;
         let user_id = user_id.to_owned();
-        Ok(Self { read, room, user_id, last_joined, sees_all, moments: BTreeMap::new() })
+        let moments = BTreeMap::new();
+        Ok(Self { read, room, user_id, last_joined, sees_all, ignored, moments })
     }
 
     /// Whether the user may see an event.
@@ -123,6 +127,9 @@ impl<'r, 'c> Eyes<'r, 'c> {
     /// # Errors
     /// If the database fails.
     pub fn see(&mut self, event: &StoredEvent) -> Result<bool, sallyport_store::Error> {
+        if self.ignored.hides(event) {
+            return Ok(false);
+        }
         if self.sees_all {
             return Ok(true);
         }
@@ -184,7 +191,11 @@ impl<'r, 'c> Eyes<'r, 'c> {
     }
 }
 
-fn last_joined(
+/// The position at which a user was last joined to a room, if they ever were.
+///
+/// # Errors
+/// If the database fails.
+pub fn last_joined(
     read: &Read<'_>,
     room: &Room,
     user_id: &UserId,

@@ -15,6 +15,8 @@ use sallyport_store::{Direction, Error, Read, RelationQuery, Room, StoredEvent};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
+use super::relations::relation;
+
 /// References to an event that are listed with it.
 const REFERENCES_MAX: usize = 50;
 
@@ -127,7 +129,7 @@ impl Format<'_, '_> {
     /// # Errors
     /// If the database fails.
     pub fn event<T>(&self, event: &StoredEvent) -> Result<Raw<T>, Error> {
-        let relations = self.read.has_relations(self.room, event.pdu.event_id())?;
+        let relations = self.relations(event)?;
         Ok(Raw::from_json(self.write(event, relations)?))
     }
 
@@ -145,8 +147,7 @@ impl Format<'_, '_> {
         };
         let mut written = Vec::with_capacity(events.len());
         for event in events {
-            let relations =
-                relations && self.read.has_relations(self.room, event.pdu.event_id())?;
+            let relations = if relations { self.relations(event)? } else { Relations::default() };
             written.push(Raw::from_json(self.write(event, relations)?));
         }
         Ok(written)
@@ -157,13 +158,15 @@ impl Format<'_, '_> {
     /// # Errors
     /// If the database fails.
     pub fn state<T>(&self, events: &[StoredEvent]) -> Result<Vec<Raw<T>>, Error> {
-        events.iter().map(|event| Ok(Raw::from_json(self.write(event, false)?))).collect()
+        let none = Relations::default;
+        events.iter().map(|event| Ok(Raw::from_json(self.write(event, none())?))).collect()
     }
 
-    fn write(&self, event: &StoredEvent, relations: bool) -> Result<Box<RawValue>, Error> {
+    fn write(&self, event: &StoredEvent, relations: Relations) -> Result<Box<RawValue>, Error> {
         let pdu = &event.pdu;
         let membership = self.membership(event)?;
-        let mut unsigned = Unsigned { age: self.age(event), membership, ..Unsigned::default() };
+        let age = self.age(event);
+        let mut unsigned = Unsigned { age, membership, relations, ..Unsigned::default() };
         if let Some((device_id, txn_id)) = &event.transaction
             && device_id == self.device_id.as_str()
             && pdu.sender() == self.user_id
@@ -174,9 +177,7 @@ impl Format<'_, '_> {
         if let Some(redaction) = &event.redacted_by {
             let redaction = self.read.event(redaction)?;
             unsigned.redacted_because =
-                redaction.map(|event| self.write(&event, false)).transpose()?;
-        } else if relations {
-            unsigned.relations = self.relations(event)?;
+                redaction.map(|event| self.write(&event, Relations::default())).transpose()?;
         }
         json(&ClientEvent {
             content: pdu.content(),
@@ -229,9 +230,45 @@ impl Format<'_, '_> {
         Ok(())
     }
 
+    /// What relates to an event, as far as it is said with the event. Of a redacted one only its thread is left.
     fn relations(&self, event: &StoredEvent) -> Result<Relations, Error> {
-        let replace = self.read.newest_replacement(self.room, event)?;
-        let thread = self.read.thread_summary(self.room, event.pdu.event_id(), self.user_id)?;
+        if !self.read.has_relations(self.room, event.pdu.event_id())? {
+            return Ok(Relations::default());
+        }
+        let mut relations = Relations { thread: self.thread(event)?, ..Relations::default() };
+        if event.redacted_by.is_none() {
+            relations.replace = self.replacement(event)?;
+            relations.reference = self.references(event)?;
+        }
+        Ok(relations)
+    }
+
+    /// The newest edit. State is not edited, and neither are edits.
+    fn replacement(&self, event: &StoredEvent) -> Result<Option<Box<RawValue>>, Error> {
+        let is_edit = relation(event).is_some_and(|relation| relation.rel_type == "m.replace");
+        if event.pdu.state_key().is_some() || is_edit {
+            return Ok(None);
+        }
+        let newest = self.read.newest_replacement(self.room, event)?;
+        newest.map(|edit| self.write(&edit, Relations::default())).transpose()
+    }
+
+    fn thread(&self, root: &StoredEvent) -> Result<Option<Thread>, Error> {
+        let summary = self.read.thread_summary(self.room, root.pdu.event_id(), self.user_id)?;
+        let Some(thread) = summary else { return Ok(None) };
+        let edited = match thread.latest.redacted_by {
+            None => self.replacement(&thread.latest)?,
+            Some(_) => None,
+        };
+        let relations = Relations { replace: edited, ..Relations::default() };
+        Ok(Some(Thread {
+            latest_event: self.write(&thread.latest, relations)?,
+            count: thread.count,
+            current_user_participated: thread.participated || root.pdu.sender() == self.user_id,
+        }))
+    }
+
+    fn references(&self, event: &StoredEvent) -> Result<Option<References>, Error> {
         let references = self.read.relations(
             self.room,
             &RelationQuery {
@@ -242,25 +279,14 @@ impl Format<'_, '_> {
                 before: i64::MAX,
                 direction: Direction::Forward,
                 limit: REFERENCES_MAX,
+                depth: 1,
             },
         )?;
         let chunk: Vec<_> = references
             .iter()
             .map(|event| Reference { event_id: event.pdu.event_id().to_owned() })
             .collect();
-        Ok(Relations {
-            replace: replace.map(|event| self.write(&event, false)).transpose()?,
-            thread: thread
-                .map(|thread| {
-                    Ok::<_, Error>(Thread {
-                        latest_event: self.write(&thread.latest, false)?,
-                        count: thread.count,
-                        current_user_participated: thread.participated,
-                    })
-                })
-                .transpose()?,
-            reference: (!chunk.is_empty()).then_some(References { chunk }),
-        })
+        Ok((!chunk.is_empty()).then_some(References { chunk }))
     }
 }
 

@@ -2,9 +2,12 @@
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, UserId, events::receipt::ReceiptThread};
 use sallyport_core::time::Millis;
-use sallyport_store::NewReceipt;
+use sallyport_store::{NewReceipt, Read};
 
-use super::Error;
+use super::{
+    Error,
+    relations::{relation, thread_root},
+};
 use crate::app::App;
 
 /// A receipt, as a client sends it.
@@ -27,9 +30,12 @@ pub struct Receipt<'a> {
 /// Notes what a member has read. A receipt never moves back.
 ///
 /// # Errors
-/// If the user is not joined to the room.
+/// If the user is not joined to the room, or the event is not in the thread.
 pub fn acknowledge(app: &App, receipt: &Receipt<'_>) -> Result<(), Error> {
     let Receipt { room_id, user_id, event_id, private, thread, now } = *receipt;
+    if !app.store.read(|read| is_in_thread(read, event_id, thread))? {
+        return Err(Error::Invalid("the event is not in this thread"));
+    }
     let kind = if private { "m.read.private" } else { "m.read" };
     let thread = thread.as_str().map(str::to_owned);
     let (room_id, user_id) = (room_id.to_owned(), user_id.to_owned());
@@ -45,6 +51,28 @@ pub fn acknowledge(app: &App, receipt: &Receipt<'_>) -> Result<(), Error> {
         };
         write.store_receipt(&room, &new)?;
         Ok(())
+    })
+}
+
+/// Whether an event is in a thread. A root, and what relates to it, is in its thread and outside of it.
+fn is_in_thread(
+    read: &Read<'_>,
+    event_id: &EventId,
+    thread: &ReceiptThread,
+) -> Result<bool, sallyport_store::Error> {
+    let root = match thread {
+        ReceiptThread::Unthreaded => return Ok(true),
+        ReceiptThread::Main => None,
+        ReceiptThread::Thread(root) => Some(root),
+        _ => return Ok(false),
+    };
+    let Some(event) = read.event(event_id)? else { return Ok(root.is_none()) };
+    let found = thread_root(read, &event)?;
+    let Some(root) = root else { return Ok(found.is_none()) };
+    let is_about_root = || relation(&event).is_some_and(|relation| relation.event_id == *root);
+    Ok(match found {
+        Some(found) => found == *root,
+        None => event_id == root || is_about_root(),
     })
 }
 

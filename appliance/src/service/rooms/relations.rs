@@ -1,8 +1,9 @@
 //! Events that relate to an event, and a room's threads.
 
-use ruma::{EventId, RoomId, UserId};
-use sallyport_core::limits::PAGE_EVENTS_MAX;
-use sallyport_store::{Direction, Read, RelationQuery, Room, StoredEvent};
+use ruma::{EventId, OwnedEventId, RoomId, UserId};
+use sallyport_core::limits::{PAGE_EVENTS_MAX, RELATIONS_DEPTH_MAX};
+use sallyport_store::{Direction, Error as StoreError, Read, RelationQuery, Room, StoredEvent};
+use serde::Deserialize;
 
 use super::{
     Error,
@@ -29,6 +30,8 @@ pub struct Relating<'a> {
     pub direction: Direction,
     /// How many at most.
     pub limit: usize,
+    /// Whether to follow relations of relations.
+    pub recurse: bool,
 }
 
 /// Events of a room, and where the next page starts.
@@ -72,6 +75,7 @@ pub fn relating(
             before,
             direction: wanted.direction,
             limit,
+            depth: if wanted.recurse { RELATIONS_DEPTH_MAX } else { 1 },
         },
     )?;
     let last = events.last().and_then(|event| event.position);
@@ -81,6 +85,47 @@ pub fn relating(
     });
     let events = Eyes::new(read, &room, user_id)?.filter(events)?;
     Ok(Related { room, events, next })
+}
+
+/// How an event relates to another.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Relation {
+    /// Relation type.
+    pub rel_type: String,
+    /// The other event.
+    pub event_id: OwnedEventId,
+}
+
+/// What an event relates to, if it does.
+#[must_use]
+pub fn relation(event: &StoredEvent) -> Option<Relation> {
+    // Looked for in the text first: most events relate to nothing, and parsing costs more.
+    let may_relate = event.pdu.content().get().contains("\"m.relates_to\"");
+    may_relate.then(|| event.pdu.content_field("m.relates_to")).flatten()
+}
+
+/// The root of the thread that an event is in: it says so itself, or relates to one that does
+/// ([threading](https://spec.matrix.org/v1.19/client-server-api/#threading)).
+///
+/// # Errors
+/// If the database fails.
+pub fn thread_root(
+    read: &Read<'_>,
+    event: &StoredEvent,
+) -> Result<Option<OwnedEventId>, StoreError> {
+    let mut relation = relation(event);
+    for _ in 0..RELATIONS_DEPTH_MAX {
+        match relation {
+            Some(Relation { rel_type, event_id }) if rel_type == "m.thread" => {
+                return Ok(Some(event_id));
+            }
+            Some(Relation { event_id, .. }) => {
+                relation = read.event(&event_id)?.as_ref().and_then(self::relation);
+            }
+            None => return Ok(None),
+        }
+    }
+    Ok(None)
 }
 
 /// Roots of a room's threads, those with the newest answers first.

@@ -3,12 +3,14 @@
 //! This is the busiest path of the box. It reads a few rows of the room and of the sender, writes
 //! rows of the event alone, and does nothing per member.
 
-use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedTransactionId};
+use ruma::{
+    CanonicalJsonValue, EventId, OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedTransactionId,
+};
 use sallyport_core::{
     limits::DRAFTS_MAX,
     room::{self, Draft, Intent, RoomView as _},
 };
-use sallyport_store::{Outcome, Transaction, Write};
+use sallyport_store::{Annotation, Outcome, Read, Transaction, Write};
 
 use super::Error;
 use crate::app::App;
@@ -85,7 +87,7 @@ pub fn attempt(app: &App, wish: &Wish) -> Result<Attempt, Error> {
 /// Makes a draft part of its room; a redaction takes effect in the same command.
 ///
 /// # Errors
-/// If it is too large.
+/// If it is too large, or an annotation that is there already.
 pub fn commit(
     write: &mut Write<'_>,
     wish: &Wish,
@@ -98,6 +100,9 @@ pub fn commit(
     {
         return Ok(Outcome::Done(event_id));
     }
+    if annotated_before(write, wish)? {
+        return Err(Error::DuplicateAnnotation);
+    }
     let event_id = match write.append(draft, wish.transaction(), mac)? {
         Outcome::Stale => return Ok(Outcome::Stale),
         Outcome::Done(placed) => placed.map_err(Error::Seal)?.event_id,
@@ -108,10 +113,29 @@ pub fn commit(
     Ok(Outcome::Done(event_id))
 }
 
+/// Whether the same sender has said the same of the same event: reactions are counted by sender.
+fn annotated_before(read: &Read<'_>, wish: &Wish) -> Result<bool, Error> {
+    let Intent { sender, kind, content, .. } = &wish.intent;
+    let Some(CanonicalJsonValue::Object(relation)) = content.get("m.relates_to") else {
+        return Ok(false);
+    };
+    let field = |name| relation.get(name).and_then(CanonicalJsonValue::as_str);
+    let (Some("m.annotation"), Some(target), Some(key)) =
+        (field("rel_type"), field("event_id"), field("key"))
+    else {
+        return Ok(false);
+    };
+    let Ok(target) = <&EventId>::try_from(target) else { return Ok(false) };
+    let Some(room) = read.room(&wish.room_id)? else { return Ok(false) };
+    let kind = kind.to_string();
+    let annotation = Annotation { target, sender, kind: &kind, key };
+    Ok(read.has_annotation(&room, &annotation)?)
+}
+
 fn apply_redaction(
     write: &mut Write<'_>,
     wish: &Wish,
-    redaction_id: &ruma::EventId,
+    redaction_id: &EventId,
 ) -> Result<(), Error> {
     let (room, target) = {
         let view = write.view(&wish.room_id)?;

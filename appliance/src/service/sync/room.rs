@@ -41,8 +41,9 @@ use super::{
     unread::{Counts, Rules, Unread, count},
 };
 use crate::service::{
+    ignored::Ignored,
     rooms::{
-        access::Eyes,
+        access::{Eyes, last_joined},
         format::{Format, stripped},
     },
     typing::Typing,
@@ -123,7 +124,8 @@ impl RoomSync<'_, '_> {
     ) -> Result<JoinedRoom, Error> {
         // Someone who was joined all the while may see all that came, unless it comes from elsewhere,
         // where they may have been no member yet.
-        let mut tail = self.tail(position, self.since.is_none() || self.room.exposed)?;
+        let mut tail =
+            self.tail(position, self.since.is_none() || self.room.exposed, &rules.ignored)?;
         let mut joined = JoinedRoom::new();
         let changes = self.changes()?;
         if !self.state_after {
@@ -142,22 +144,32 @@ impl RoomSync<'_, '_> {
     }
 
     /// A room that the user has left, or was never in.
-    pub(super) fn left(&self, place: &Membership) -> Result<LeftRoom, Error> {
-        let tail = self.tail(place.position, true)?;
+    ///
+    /// `was_joined` says whether they were in it at `since`. Whoever rejects an invite learns no state.
+    pub(super) fn left(
+        &self,
+        place: &Membership,
+        was_joined: bool,
+        ignored: &Ignored,
+    ) -> Result<LeftRoom, Error> {
+        let tail = self.tail(place.position, true, ignored)?;
         let mut left = LeftRoom::new();
-        let after = self.read.state_at(self.room, place.position)?;
-        let (from, to) = match (self.since, tail.events.first()) {
-            // What changed between what the client knows and where the timeline begins.
-            (Some(since), Some(first)) if tail.limited || self.state_after => {
-                let to = if self.state_after { after } else { first.state_before };
-                (self.read.state_at(self.room, since)?, to)
-            }
-            (Some(_), _) => (None, None),
-            (None, Some(first)) if !self.state_after => (None, first.state_before),
-            (None, _) => (None, after),
+        let to = match tail.events.first() {
+            Some(first) if !self.state_after => first.state_before,
+            _ => self.read.state_at(self.room, place.position)?,
         };
-        let was_there = tail.events.len() > 1 || self.since.is_none();
-        let state = if was_there { self.difference(from, to)? } else { Vec::new() };
+        let state = match self.since {
+            // What changed between what the client knows and where the timeline begins.
+            Some(since) if was_joined && (tail.limited || self.state_after) => {
+                self.difference(self.read.state_at(self.room, since)?, to)?
+            }
+            Some(_) if was_joined => Vec::new(),
+            since => {
+                let joined = last_joined(self.read, self.room, self.user_id)?;
+                let was_there = joined.is_some_and(|at| since.is_none_or(|since| at > since));
+                if was_there { self.difference(None, to)? } else { Vec::new() }
+            }
+        };
         let state = self.format.state(&state)?;
         left.state =
             if self.state_after { State::After(state.into()) } else { State::Before(state.into()) };
@@ -197,7 +209,7 @@ impl RoomSync<'_, '_> {
     }
 
     /// Reads the newest events up to a position that the client does not know.
-    fn tail(&self, until: i64, look: bool) -> Result<Tail, Error> {
+    fn tail(&self, until: i64, look: bool, ignored: &Ignored) -> Result<Tail, Error> {
         let filter = &self.filter.room.timeline;
         let limit = timeline_limit(filter);
         let after = self.since.unwrap_or(i64::MIN);
@@ -218,7 +230,7 @@ impl RoomSync<'_, '_> {
                     Some(eyes) => eyes.see(&event)?,
                     None => true,
                 };
-                if visible && passes(filter, &event) {
+                if visible && !ignored.hides(&event) && passes(filter, &event) {
                     if events.len() == limit {
                         limited = true;
                         break 'pages;

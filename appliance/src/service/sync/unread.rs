@@ -24,8 +24,9 @@ use sallyport_core::{
     room::power_levels,
 };
 use sallyport_store::{Direction, Error, Read, Room, StoredEvent};
-use serde::Deserialize;
 use serde_json::value::RawValue;
+
+use crate::service::{ignored::Ignored, rooms::relations::thread_root};
 
 /// Unread counts of members, as far as they have been counted.
 #[derive(Default)]
@@ -65,11 +66,13 @@ struct ReadTo {
     threads: BTreeMap<String, i64>,
 }
 
-/// A member's push rules.
+/// What decides which events notify a member.
 pub struct Rules {
     /// The rules.
     pub ruleset: Ruleset,
-    /// Tells these rules from others: what was counted by others does not count.
+    /// Whose messages do not count.
+    pub ignored: Ignored,
+    /// Tells these from others: what was counted by others does not count.
     pub fingerprint: u64,
 }
 
@@ -129,7 +132,8 @@ pub fn count(
         if !events.is_empty() {
             let context = context(read, room, user_id)?;
             for event in &events {
-                counted.add(event, user_id, &rules.ruleset, &context);
+                let thread = thread_root(read, event)?;
+                counted.add(event, thread, user_id, rules, &context);
             }
         }
         counted.to = to;
@@ -186,11 +190,14 @@ impl Counted {
     fn add(
         &mut self,
         event: &StoredEvent,
+        thread: Option<OwnedEventId>,
         user_id: &UserId,
-        ruleset: &Ruleset,
+        rules: &Rules,
         context: &PushConditionRoomCtx,
     ) {
-        let thread = thread_of(event);
+        if rules.ignored.hides(event) {
+            return;
+        }
         if event.position.is_none_or(|at| at <= self.read.of_thread(thread.as_ref())) {
             return;
         }
@@ -208,7 +215,7 @@ impl Counted {
             *count = Count::default();
             return;
         }
-        let actions = actions(ruleset, event, context);
+        let actions = actions(&rules.ruleset, event, context);
         if actions.iter().any(Action::should_notify) {
             count.notifications += 1;
             if actions.iter().any(Action::is_highlight) {
@@ -263,23 +270,4 @@ pub fn context(
         Some(levels) => context.with_power_levels(levels.into()),
         None => context,
     })
-}
-
-fn thread_of(event: &StoredEvent) -> Option<OwnedEventId> {
-    #[derive(Deserialize)]
-    struct Content {
-        #[serde(rename = "m.relates_to")]
-        relates_to: RelatesTo,
-    }
-    #[derive(Deserialize)]
-    struct RelatesTo {
-        rel_type: String,
-        event_id: OwnedEventId,
-    }
-    let content = event.pdu.content().get();
-    if !content.contains("\"m.thread\"") {
-        return None;
-    }
-    let relates_to = serde_json::from_str::<Content>(content).ok()?.relates_to;
-    (relates_to.rel_type == "m.thread").then_some(relates_to.event_id)
 }
