@@ -14,7 +14,8 @@ use serde_json::Value;
 const OUR_RULE: &[(&str, &[&str])] = &[
     ("sallyport-core", &[]),
     ("sallyport-store", &["sallyport-core"]),
-    ("sallyport-hsm", &["sallyport-core"]),
+    ("sallyport-hsm", &["sallyport-core", "sallyport-hsm-faults"]),
+    ("sallyport-hsm-faults", &[]),
     ("sallyport", &["sallyport-core", "sallyport-store", "sallyport-hsm"]),
     ("sallyport-provisioning", &["sallyport-core", "sallyport-hsm"]),
     ("sallyport-e2e", &[]),

@@ -1,17 +1,17 @@
-//! Faults that SoftHSM never shows but tokens do, through a module that fails on order (`tests/fault_module`).
+//! Faults that SoftHSM never shows but tokens do, through the module that fails on order (`sallyport-hsm-faults`).
 
 use std::{
-    fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use sallyport_core::sign::verify;
 use sallyport_hsm::{Class, Error, Health, KeyKind, KeyName, KeyRole, Pin, Pkcs11Token, Token};
+use sallyport_hsm_faults::{Fault, Function, Orders, Times};
 
 use crate::{
     requests::{policy, x_matrix},
-    softhsm::{self, PIN, SoftHsm, eventually, orders},
+    softhsm::{self, HOME, PIN, SoftHsm, eventually},
 };
 
 /// A token behind the faulty module, with an event key, and no order given yet.
@@ -24,9 +24,7 @@ struct Faulty {
 impl Faulty {
     fn new() -> Self {
         let hsm = SoftHsm::new();
-        for suffix in ["", ".log", ".release"] {
-            drop(fs::remove_file(orders(suffix)));
-        }
+        orders().clear().unwrap();
         let token = softhsm::start(&module(), &hsm.label, &hsm.pin_file);
         let event = token.generate(KeyRole::Event, KeyKind::Ed25519).unwrap();
         Self { hsm, token, event }
@@ -43,8 +41,8 @@ impl Faulty {
 #[test]
 fn what_a_session_loses_is_mended_within_the_request() {
     let faulty = Faulty::new();
-    for rv in ["b0", "b3", "60", "82", "90", "101", "190", "30", "32", "e0"] {
-        order(&format!("C_Sign once {rv}"));
+    for rv in [0xb0, 0xb3, 0x60, 0x82, 0x90, 0x101, 0x190, 0x30, 0x32, 0xe0] {
+        order(Function::Sign, Times::Once, Fault::Return(rv));
         faulty.sign().unwrap();
         assert_eq!(faulty.token.health(), Health::Ready, "{rv}");
     }
@@ -53,7 +51,7 @@ fn what_a_session_loses_is_mended_within_the_request() {
 #[test]
 fn a_device_that_stays_away_is_reported_and_found_again() {
     let faulty = Faulty::new();
-    order("C_GetSlotList always 32");
+    order(Function::GetSlotList, Times::Always, Fault::Return(0x32));
     faulty.sign().unwrap();
     // The session is lost only when it is used.
     drop(faulty.token.reopen(Pin::new(PIN.to_owned())));
@@ -68,18 +66,18 @@ fn a_device_that_stays_away_is_reported_and_found_again() {
 #[test]
 fn a_module_that_must_be_initialized_anew_is() {
     let faulty = Faulty::new();
-    order("C_GetSlotList until-finalize e0");
+    order(Function::GetSlotList, Times::UntilFinalize, Fault::Return(0xe0));
     drop(faulty.token.reopen(Pin::new(PIN.to_owned())));
     eventually("opening the token", || faulty.sign().is_ok());
-    assert!(calls("C_Finalize") > 0);
+    assert!(orders().calls(Function::Finalize) > 0);
 }
 
 #[test]
 fn a_wrong_signature_is_asked_for_again_and_never_given_out() {
     let faulty = Faulty::new();
-    order("C_Sign once flip");
+    order(Function::Sign, Times::Once, Fault::Flip);
     faulty.sign().unwrap();
-    order("C_Sign always flip");
+    order(Function::Sign, Times::Always, Fault::Flip);
     let wrong = faulty.sign().unwrap_err();
     assert!(matches!(&wrong, Error::BadSignature(key) if *key == faulty.event), "{wrong}");
     let answers = faulty.token.sign_many(&faulty.event, &[x_matrix(1), x_matrix(2)]);
@@ -91,17 +89,17 @@ fn a_wrong_signature_is_asked_for_again_and_never_given_out() {
 #[test]
 fn a_refused_pin_is_tried_once() {
     let faulty = Faulty::new();
-    for (rv, text) in [("a0", "give the right one"), ("a4", "security officer"), ("a3", "expired")]
+    for (rv, text) in [(0xa0, "give the right one"), (0xa4, "security officer"), (0xa3, "expired")]
     {
-        fs::remove_file(orders(".log")).unwrap();
-        order(&format!("C_Login always {rv}"));
+        revoke();
+        order(Function::Login, Times::Always, Fault::Return(rv));
         assert!(faulty.token.reopen(Pin::new(PIN.to_owned())).is_err());
         for _ in 0..20 {
             assert!(matches!(faulty.sign(), Err(Error::Locked { .. })));
         }
         let Health::Locked { why } = faulty.token.health() else { panic!("not locked") };
         assert!(why.contains(text), "{why}");
-        assert_eq!(calls("C_Login"), 1);
+        assert_eq!(orders().calls(Function::Login), 1);
     }
     revoke();
     faulty.token.reopen(Pin::new(PIN.to_owned())).unwrap();
@@ -112,28 +110,28 @@ fn a_refused_pin_is_tried_once() {
 fn the_last_try_at_the_pin_is_left_to_a_person() {
     let faulty = Faulty::new();
     drop(faulty.token);
-    order("C_GetTokenInfo always final-try");
-    fs::remove_file(orders(".log")).unwrap();
+    revoke();
+    order(Function::GetTokenInfo, Times::Always, Fault::FinalTry);
     let token = softhsm::start(&module(), &faulty.hsm.label, &faulty.hsm.pin_file);
     let locked = token.keys().unwrap_err();
     assert!(locked.to_string().contains("one attempt at the PIN left"), "{locked}");
-    assert_eq!(calls("C_Login"), 0);
+    assert_eq!(orders().calls(Function::Login), 0);
     token.reopen(Pin::new(PIN.to_owned())).unwrap();
-    assert_eq!(calls("C_Login"), 1);
+    assert_eq!(orders().calls(Function::Login), 1);
     assert_eq!(token.keys().unwrap(), [faulty.event]);
 }
 
 #[test]
 fn a_failure_without_a_name_costs_one_request_and_not_the_session() {
     let faulty = Faulty::new();
-    fs::remove_file(orders(".log")).unwrap();
-    for rv in ["5", "6", "80000001"] {
-        order(&format!("C_Sign once {rv}"));
+    revoke();
+    for rv in [5, 6, 0x8000_0001] {
+        order(Function::Sign, Times::Once, Fault::Return(rv));
         let failed = faulty.sign().unwrap_err();
         assert!(matches!(failed, Error::Device { .. }), "{failed}");
         faulty.sign().unwrap();
     }
-    assert_eq!(calls("C_Login"), 0);
+    assert_eq!(orders().calls(Function::Login), 0);
 }
 
 #[test]
@@ -146,7 +144,7 @@ fn a_module_that_hangs_is_left_behind() {
     let sign = || token.sign(&faulty.event, &x_matrix(1));
     for hung in 1..=3 {
         eventually("a first signature", || sign().is_ok());
-        order("C_Sign once hang");
+        order(Function::Sign, Times::Once, Fault::Hang);
         let start = Instant::now();
         let late = sign().unwrap_err();
         assert!(matches!(late, Error::Timeout), "{late}");
@@ -161,32 +159,24 @@ fn a_module_that_hangs_is_left_behind() {
     assert!(matches!(sign(), Err(Error::Stuck)));
     assert!(start.elapsed() < timeout);
     assert!(matches!(token.health(), Health::Absent { why, .. } if why.contains("restart")));
-    fs::write(orders(".release"), "").unwrap();
 }
 
-fn order(text: &str) {
-    fs::write(orders(""), text).unwrap();
+fn orders() -> Orders {
+    Orders::new(&HOME.join("orders"))
+}
+
+fn order(function: Function, times: Times, fault: Fault) {
+    orders().give(function, times, fault).unwrap();
 }
 
 fn revoke() {
-    drop(fs::remove_file(orders("")));
+    orders().clear().unwrap();
 }
 
-/// How often a function was called since the log was removed.
-fn calls(function: &str) -> usize {
-    let log = fs::read_to_string(orders(".log")).unwrap_or_default();
-    log.lines().filter(|line| *line == function).count()
-}
-
-/// Cargo builds the module with the tests, as an example.
+/// Cargo builds the module beside the tests, which depend on its package.
 fn module() -> PathBuf {
     let executable = std::env::current_exe().unwrap();
-    let profile = executable.ancestors().nth(2).unwrap();
-    let module = profile.join("examples/libfault_module.so");
-    assert!(
-        module.exists(),
-        "{} is not built: run the tests with `cargo test -p sallyport-hsm`, or build it with `--examples`",
-        module.display()
-    );
+    let module = executable.with_file_name("libsallyport_hsm_faults.so");
+    assert!(module.exists(), "{} is not built", module.display());
     module
 }

@@ -133,6 +133,7 @@ pub(crate) static HOME: LazyLock<PathBuf> = LazyLock::new(|| {
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("softhsm-{}", std::process::id()));
     drop(fs::remove_dir_all(&home));
     fs::create_dir_all(home.join("tokens")).unwrap();
+    fs::create_dir_all(home.join("orders")).unwrap();
     let configuration = home.join("softhsm2.conf");
     let tokens = home.join("tokens");
     fs::write(
@@ -144,16 +145,11 @@ pub(crate) static HOME: LazyLock<PathBuf> = LazyLock::new(|| {
     // SAFETY: each test that touches the environment waits for this first, and nothing else here reads it meanwhile.
     unsafe {
         std::env::set_var("SOFTHSM2_CONF", configuration);
-        std::env::set_var("FAULT_MODULE_REAL", module());
-        std::env::set_var("FAULT_MODULE_ORDERS", home.join("orders"));
+        std::env::set_var(sallyport_hsm_faults::REAL, module());
+        std::env::set_var(sallyport_hsm_faults::ORDERS, home.join("orders"));
     }
     home
 });
-
-/// The file with the orders to the faulty module, or one beside it.
-pub(crate) fn orders(suffix: &str) -> PathBuf {
-    HOME.join(format!("orders{suffix}"))
-}
 
 fn tokens() -> BTreeSet<PathBuf> {
     fs::read_dir(HOME.join("tokens")).unwrap().map(|entry| entry.unwrap().path()).collect()
