@@ -78,6 +78,10 @@ else
 	$(BUILT) $(CARGO) test --locked --workspace --test e2e
 endif
 
+.PHONY: fault-table
+fault-table: ## Rewrite the table of faults in hsm/README.md from the tests that play them
+	SALLYPORT_REWRITE_TABLES=1 $(CARGO) test --locked --workspace --test it the_readme_shows_the_table
+
 .PHONY: fuzz-smoke
 fuzz-smoke: ## Run every fuzz target over its seeds and their mutations, without a fuzzer
 	$(CARGO) test --locked --workspace --test smoke

@@ -16,7 +16,7 @@ use sallyport_core::{
     sign::Policy,
     time::Millis,
 };
-use sallyport_hsm::Token;
+use sallyport_hsm::{HelperProgram, Token};
 use sallyport_store::Store;
 use tokio::{
     sync::{AcquireError, Semaphore},
@@ -173,7 +173,8 @@ impl App {
         });
         let policy = Policy { server_name: config.server_name.clone() };
         let token = config.token.as_ref().map(|token| {
-            let token = sallyport_hsm::open(token, config.allow_software_keys, policy)?;
+            let program = HelperProgram::this_one();
+            let token = sallyport_hsm::open(token, config.allow_software_keys, policy, program)?;
             Ok(Arc::new(Measured::new(token, Arc::clone(&metrics))) as Arc<dyn Token>)
         });
         let media = data_dir.join("media");

@@ -1,6 +1,7 @@
 //! The command line of the box.
 
 use std::{
+    ffi::OsString,
     io::{self, Write as _},
     path::PathBuf,
 };
@@ -8,7 +9,10 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
-use crate::{config::Config, serve};
+use crate::{
+    config::{Config, LogLevel},
+    serve, telemetry,
+};
 
 /// A Matrix homeserver for networks that must never be connected.
 #[derive(Debug, Parser)]
@@ -34,6 +38,12 @@ enum Command {
     },
     /// Print the version.
     Version,
+    /// Be the process that loads the PKCS#11 module; the box starts it.
+    #[command(hide = true)]
+    TokenHelper {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 impl Cli {
@@ -48,6 +58,10 @@ impl Cli {
                 let config = Config::read(&config)?;
                 let text = toml::to_string(&config).context("cannot print the configuration")?;
                 print(&text)
+            }
+            Command::TokenHelper { arguments } => {
+                telemetry::log::install(LogLevel::Warn);
+                sallyport_hsm::run_helper(arguments).context("the token's process ends")
             }
             Command::Version => print(concat!("sallyport ", env!("CARGO_PKG_VERSION"), "\n")),
         }

@@ -11,13 +11,23 @@ use crate::{KeyKind, KeyName};
 #[non_exhaustive]
 pub enum Error {
     /// The shared library is missing or not a PKCS#11 module.
-    #[error("the PKCS#11 module {path} cannot be loaded: install it or correct `module`")]
+    #[error("the PKCS#11 module {path} cannot be loaded: install it or correct `module` ({why})")]
     Module {
         /// The configured path.
         path: PathBuf,
         /// What the loader said.
-        #[source]
-        source: cryptoki::error::Error,
+        why: String,
+    },
+    /// The process with the module cannot be started, or its socket does not work.
+    #[error("the process for the PKCS#11 module cannot work")]
+    Helper(#[source] io::Error),
+    /// The process with the module crashed, was killed, or answered nonsense.
+    #[error(
+        "the process with the PKCS#11 module died ({how}): it is started again by itself; if that goes on, update the module"
+    )]
+    HelperDied {
+        /// Its exit status, or what was wrong with its answer.
+        how: String,
     },
     /// No plugged-in token has the configured label.
     #[error(
@@ -70,6 +80,9 @@ pub enum Error {
         /// What happened and what to do.
         why: String,
     },
+    /// The PIN that a person gave was not kept.
+    #[error("the PIN was given by hand and is not kept: give it again")]
+    PinNeeded,
     /// Wrong PIN. Never tried again by itself: tokens lock themselves for good after a few attempts.
     #[error(
         "the token refused the PIN: give the right one; the wrong one is not tried again, because tokens lock after a few attempts"
@@ -136,21 +149,27 @@ pub enum Error {
     /// The request itself is not one that we sign.
     #[error("the request is not one that may be signed")]
     Refused(#[source] Refusal),
+    /// The process with the module refused to have it signed.
+    #[error("the process with the PKCS#11 module refused the request ({why})")]
+    RefusedByHelper {
+        /// What is wrong with it.
+        why: String,
+    },
     /// The token cannot do this at all.
     #[error("the token does not support {0}: choose one that does")]
-    Unsupported(&'static str),
+    Unsupported(String),
     /// The token's own rules forbid it.
     #[error("the token forbids {0}: check its policy and the attributes of the key")]
-    Forbidden(&'static str),
+    Forbidden(String),
     /// The token, or the queue before it, is full.
     #[error("the token has too much to do: try again later")]
     Busy,
     /// No answer in time.
     #[error("the token did not answer in time: check the device")]
     Timeout,
-    /// The module hung so often that no further thread is risked.
-    #[error("the PKCS#11 module hung repeatedly: restart the box")]
-    Stuck,
+    /// The thread that works for the token is gone.
+    #[error("the token's thread is gone: restart the box")]
+    Stopped,
     /// A signature that is not by the expected key over the message.
     #[error(
         "the token gave a wrong signature for the key {0}, which was held back: it or its module is broken or tampered with, replace it"
@@ -239,8 +258,11 @@ impl Error {
             | Self::Absent
             | Self::Unavailable { .. }
             | Self::SessionLost
-            | Self::NotLoggedIn => Class::Reopen,
+            | Self::NotLoggedIn
+            | Self::Helper(_)
+            | Self::HelperDied { .. } => Class::Reopen,
             Self::Locked { .. }
+            | Self::PinNeeded
             | Self::PinIncorrect
             | Self::PinLastTry
             | Self::PinLocked
@@ -249,7 +271,7 @@ impl Error {
             | Self::PinForm
             | Self::PinFile { .. }
             | Self::FileMode { .. }
-            | Self::Stuck
+            | Self::Stopped
             | Self::BadSignature(_)
             | Self::SoftwareKeysNotAllowed { .. }
             | Self::File { .. }
@@ -260,6 +282,7 @@ impl Error {
             | Self::WrongRole { .. }
             | Self::WrongKind { .. }
             | Self::Refused(_)
+            | Self::RefusedByHelper { .. }
             | Self::Unsupported(_)
             | Self::Forbidden(_)
             | Self::Extractable

@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use minicbor::{Decode, Encode};
 use sallyport_core::sign::{Algorithm, KeyRole};
 use serde::{Deserialize, Serialize};
 
@@ -85,14 +86,20 @@ fn parse(text: &str) -> Option<KeyName> {
 }
 
 /// What kind of key it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Encode, Decode,
+)]
 #[serde(rename_all = "kebab-case")]
+#[cbor(index_only)]
 pub enum KeyKind {
     /// An Ed25519 key pair: signs.
+    #[n(0)]
     Ed25519,
     /// A P-256 key pair: signs, or agrees if its role is [`KeyRole::CourierEncryption`].
+    #[n(1)]
     P256,
     /// An AES-256 key: wraps.
+    #[n(2)]
     Aes256,
 }
 
@@ -106,6 +113,15 @@ impl KeyKind {
             KeyRole::Courier | KeyRole::Root | KeyRole::Officer | KeyRole::Audit => {
                 self != Self::Aes256
             }
+        }
+    }
+
+    /// What it signs with, if it is a key pair.
+    pub fn algorithm(self) -> Option<Algorithm> {
+        match self {
+            Self::Ed25519 => Some(Algorithm::Ed25519),
+            Self::P256 => Some(Algorithm::P256),
+            Self::Aes256 => None,
         }
     }
 
@@ -135,15 +151,19 @@ impl From<Algorithm> for KeyKind {
 }
 
 /// What a token can do, found out by trying.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Caps {
     /// Signs with Ed25519.
+    #[n(0)]
     pub ed25519: bool,
     /// Signs with ECDSA on P-256.
+    #[n(1)]
     pub p256_sign: bool,
     /// Agrees with ECDH on P-256.
+    #[n(2)]
     pub p256_agree: bool,
     /// Wraps with an AES-256 key.
+    #[n(3)]
     pub wrap: bool,
 }
 

@@ -1,5 +1,8 @@
 //! The keys of a box: in a PKCS#11 token, or for development in an encrypted file.
 //!
+//! A PKCS#11 module is loaded by a process of its own, the *helper* ([`HelperToken`], [`run_helper`]): a module that crashes or
+//! hangs takes nothing with it, and the helper signs only what this server may say.
+//!
 //! [`open`] gives a [`Token`] at once and connects behind it, so that a slow or absent token never holds up the start of
 //! a box; [`Token::health`] tells how it stands. Callers name keys by [`KeyName`] and hand over typed requests
 //! ([`SigningRequest`]), which are held against the [`Policy`] before the token sees a byte. No signature is given out that
@@ -16,6 +19,7 @@ use sallyport_core::sign::{Policy, PublicKey, Signature, SigningRequest};
 use serde::{Deserialize, Serialize};
 
 mod error;
+mod helper;
 mod key;
 mod pkcs11;
 mod seal;
@@ -23,8 +27,9 @@ mod secret;
 mod software;
 
 pub use error::{Class, Error};
+pub use helper::{HelperProgram, HelperToken, Settings, run_helper};
 pub use key::{Caps, KeyKind, KeyName, ParseKeyNameError};
-pub use pkcs11::{Pkcs11Token, init_token};
+pub use pkcs11::init_token;
 pub use sallyport_core::sign::KeyRole;
 pub use secret::{Pin, Secret32};
 pub use software::SoftwareToken;
@@ -117,6 +122,10 @@ pub enum TokenConfig {
         /// the device: smart cards take seconds to make a key.
         #[serde(default = "default_timeout_ms")]
         timeout_ms: u64,
+        /// Names of environment variables that the module needs, for example `YUBIHSM_PKCS11_CONF`. It is given these and
+        /// `SOFTHSM2_CONF`, and no others.
+        #[serde(default)]
+        environment: Vec<String>,
     },
     /// An encrypted file, for development only.
     Software {
@@ -128,19 +137,27 @@ pub enum TokenConfig {
     },
 }
 
-/// Opens the configured token, or, for a PKCS#11 token, starts to: the answer comes at once and the token is connected on
-/// its own thread.
+/// Opens the configured token, or, for a PKCS#11 token, starts to: the answer comes at once and the token is connected
+/// behind it. `program` becomes the process that loads the module.
 ///
 /// Software keys can be copied by whoever reads the disk; without `allow_software_keys` they are refused.
 pub fn open(
     config: &TokenConfig,
     allow_software_keys: bool,
     policy: Policy,
+    program: HelperProgram,
 ) -> Result<Arc<dyn Token>, Error> {
     match config {
-        TokenConfig::Pkcs11 { module, token_label, pin_file, timeout_ms } => {
-            let timeout = Duration::from_millis(*timeout_ms);
-            Ok(Arc::new(Pkcs11Token::start(module, token_label, pin_file, timeout, policy)?))
+        TokenConfig::Pkcs11 { module, token_label, pin_file, timeout_ms, environment } => {
+            Ok(Arc::new(HelperToken::start(Settings {
+                program,
+                module: module.clone(),
+                label: token_label.clone(),
+                pin_file: pin_file.clone(),
+                timeout: Duration::from_millis(*timeout_ms),
+                environment: environment.clone(),
+                policy,
+            })?))
         }
         TokenConfig::Software { path, delay_ms } => {
             if !allow_software_keys {

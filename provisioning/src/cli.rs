@@ -1,7 +1,8 @@
 //! The command line: what the user typed, before anything is done.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
@@ -95,6 +96,12 @@ enum Command {
     /// Decide what to do when the box's clock went backwards.
     #[command(subcommand)]
     Clock(clock::Command),
+    /// Be the process that loads the PKCS#11 module of a token on this machine.
+    #[command(hide = true)]
+    TokenHelper {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 impl Cli {
@@ -120,6 +127,9 @@ impl Cli {
             Command::Audit(command) => command.run(&the_box, &out),
             Command::Token(command) => command.run(&the_box, &out),
             Command::Clock(command) => command.run(&the_box, &out),
+            Command::TokenHelper { arguments } => {
+                sallyport_hsm::run_helper(arguments).context("the token's process ends")
+            }
         }
     }
 }

@@ -44,14 +44,14 @@ fn from_rv(rv: RvError, function: Function, what: &'static str) -> Error {
         | RvError::CurveNotSupported
         | RvError::DomainParamsInvalid
         | RvError::KeyTypeInconsistent
-        | RvError::KeySizeRange => Error::Unsupported(what),
+        | RvError::KeySizeRange => Error::Unsupported(what.to_owned()),
         RvError::KeyUnextractable
         | RvError::KeyNotWrappable
         | RvError::KeyFunctionNotPermitted
         | RvError::ActionProhibited
         | RvError::AttributeSensitive
         | RvError::FunctionRejected
-        | RvError::TokenWriteProtected => Error::Forbidden(what),
+        | RvError::TokenWriteProtected => Error::Forbidden(what.to_owned()),
         RvError::SessionCount | RvError::HostMemory | RvError::DeviceMemory => Error::Busy,
         RvError::Cancel | RvError::FunctionCanceled => Error::Timeout,
         RvError::PublicKeyInvalid => Error::InvalidPeer,

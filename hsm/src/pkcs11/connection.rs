@@ -19,11 +19,11 @@ use ring::digest::{SHA256, digest};
 use sallyport_core::sign::{Algorithm, PublicKey, Signature};
 use zeroize::Zeroizing;
 
-use super::codes::during;
-use crate::{Error, KeyKind, KeyName, KeyRole, P256_POINT_BYTES, Pin, Secret32};
+use super::{codes::during, module::Module};
+use crate::{
+    Error, KeyKind, KeyName, KeyRole, P256_POINT_BYTES, Pin, Secret32, helper::WRAPPED_BYTES,
+};
 
-/// Bytes of a 32-byte key wrapped with AES-KW (RFC 3394).
-pub(super) const WRAPPED_BYTES: usize = Secret32::BYTES + 8;
 /// Object identifier of Ed25519 (RFC 8410), DER.
 const ED25519_OID: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
 /// The older spelling of Ed25519 (PKCS#11 3.0, section 2.3.10): PrintableString `edwards25519`.
@@ -32,7 +32,7 @@ const ED25519_NAME: &[u8] = b"\x13\x0cedwards25519";
 const P256_OID: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 
 /// The session that holds the login. Only one thread ever has it.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     module: Pkcs11,
     slot: Slot,
     pub(super) session: Session,
@@ -55,13 +55,14 @@ struct Found {
 impl Connection {
     /// Finds the token by label (and by serial number if that is known) in an initialised module, and logs in. Gives the
     /// token's serial number too. An automatic attempt does not spend the last try at the PIN.
-    pub(super) fn open(
-        module: &Pkcs11,
+    pub(crate) fn open(
+        module: &Module,
         label: &str,
         expected_serial: Option<&str>,
         pin: &Pin,
         by_hand: bool,
     ) -> Result<(Self, String), Error> {
+        let module = module.pkcs11();
         let Found { slot, serial } = find_token(module, label, expected_serial)?;
         let info = module.get_token_info(slot).map_err(during("token information"))?;
         if info.user_pin_locked() {
@@ -81,7 +82,7 @@ impl Connection {
     }
 
     /// Whether the token still answers and the session is logged in. Without the login searches succeed and find nothing.
-    pub(super) fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), Error> {
         let info = self.session.get_session_info().map_err(during("session information"))?;
         if info.session_state() != SessionState::RwUser {
             return Err(Error::NotLoggedIn);
@@ -98,12 +99,12 @@ impl Connection {
     }
 
     /// Looks all keys up anew.
-    pub(super) fn forget_handles(&mut self) {
+    pub(crate) fn forget_handles(&mut self) {
         self.handles.clear();
     }
 
     /// The names of all keys that are ours.
-    pub(super) fn keys(&self) -> Result<Vec<KeyName>, Error> {
+    pub(crate) fn keys(&self) -> Result<Vec<KeyName>, Error> {
         self.check()?;
         let mut names = Vec::new();
         for class in [ObjectClass::PRIVATE_KEY, ObjectClass::SECRET_KEY] {
@@ -137,13 +138,9 @@ impl Connection {
     }
 
     /// Reads a public key from the token.
-    pub(super) fn public_key(&mut self, name: &KeyName) -> Result<PublicKey, Error> {
+    pub(crate) fn public_key(&mut self, name: &KeyName) -> Result<PublicKey, Error> {
         let Handle { object, kind } = self.find(name)?;
-        let algorithm = match kind {
-            KeyKind::Ed25519 => Algorithm::Ed25519,
-            KeyKind::P256 => Algorithm::P256,
-            KeyKind::Aes256 => return Err(Error::NoSuchKey(name.clone())),
-        };
+        let algorithm = kind.algorithm().ok_or_else(|| Error::NoSuchKey(name.clone()))?;
         // Some tokens keep the point with the private key only.
         let public = self.find_objects(name, ObjectClass::PUBLIC_KEY)?;
         let object = public.first().copied().unwrap_or(object);
@@ -155,19 +152,16 @@ impl Connection {
             Attribute::EcPoint(point) => Some(point),
             _ => None,
         });
-        let point = point.ok_or(Error::Unsupported("reading public keys"))?;
-        decode_point(algorithm, &point).ok_or(Error::Unsupported("public keys in a known encoding"))
+        let point = point.ok_or_else(|| Error::Unsupported("reading public keys".to_owned()))?;
+        decode_point(algorithm, &point)
+            .ok_or_else(|| Error::Unsupported("public keys in a known encoding".to_owned()))
     }
 
     /// Signs bytes with pure Ed25519, or hashes them here and signs the hash with ECDSA: few tokens hash for ECDSA.
-    pub(super) fn sign(
-        &mut self,
-        name: &KeyName,
-        algorithm: Algorithm,
-        bytes: &[u8],
-    ) -> Result<Signature, Error> {
-        let key = self.find(name)?.object;
-        self.sign_with(key, algorithm, bytes)?
+    pub(crate) fn sign(&mut self, name: &KeyName, bytes: &[u8]) -> Result<Signature, Error> {
+        let Handle { object, kind } = self.find(name)?;
+        let algorithm = kind.algorithm().ok_or_else(|| Error::NoSuchKey(name.clone()))?;
+        self.sign_with(object, algorithm, bytes)?
             .as_slice()
             .try_into()
             .map_err(|_length| Error::BadSignature(name.clone()))
@@ -195,7 +189,7 @@ impl Connection {
     }
 
     /// ECDH without key derivation.
-    pub(super) fn agree(
+    pub(crate) fn agree(
         &mut self,
         name: &KeyName,
         peer: &[u8; P256_POINT_BYTES],
@@ -220,12 +214,20 @@ impl Connection {
     }
 
     /// Wraps a fresh key with AES-KW.
-    pub(super) fn wrap(&mut self, name: &KeyName, fresh: &Secret32) -> Result<Vec<u8>, Error> {
+    pub(crate) fn wrap(
+        &mut self,
+        name: &KeyName,
+        fresh: &Secret32,
+    ) -> Result<[u8; WRAPPED_BYTES], Error> {
         let kek = self.find(name)?.object;
         self.wrap_with(kek, fresh)
     }
 
-    pub(super) fn wrap_with(&self, kek: ObjectHandle, fresh: &Secret32) -> Result<Vec<u8>, Error> {
+    pub(super) fn wrap_with(
+        &self,
+        kek: ObjectHandle,
+        fresh: &Secret32,
+    ) -> Result<[u8; WRAPPED_BYTES], Error> {
         let mut template = readable_session_key(KeyType::AES);
         template.push(Attribute::Value(fresh.expose().to_vec()));
         let key = self.session.create_object(&template).map_err(during("wrapping"))?;
@@ -236,14 +238,11 @@ impl Connection {
         let removed = self.session.destroy_object(key).map_err(during("wrapping"));
         let wrapped = wrapped?;
         removed?;
-        if wrapped.len() != WRAPPED_BYTES {
-            return Err(Error::Unsupported("wrapping with AES-KW"));
-        }
-        Ok(wrapped)
+        wrapped.try_into().map_err(|_length| Error::Unsupported("wrapping with AES-KW".to_owned()))
     }
 
     /// Unwraps what [`Connection::wrap`] made.
-    pub(super) fn unwrap(
+    pub(crate) fn unwrap(
         &mut self,
         name: &KeyName,
         wrapped: &[u8; WRAPPED_BYTES],
@@ -280,11 +279,11 @@ impl Connection {
         removed?;
         value
             .and_then(|value| Secret32::from_slice(&value))
-            .ok_or(Error::Unsupported("reading session keys"))
+            .ok_or_else(|| Error::Unsupported("reading session keys".to_owned()))
     }
 
     /// Makes a key that stays in the token, and makes sure of that.
-    pub(super) fn generate(&mut self, name: &KeyName, kind: KeyKind) -> Result<(), Error> {
+    pub(crate) fn generate(&mut self, name: &KeyName, kind: KeyKind) -> Result<(), Error> {
         let object = self.generate_with(Some(name), kind, name.role())?.0;
         let attributes = self
             .session
@@ -361,7 +360,7 @@ impl Connection {
     }
 
     /// Destroys a key and its public half.
-    pub(super) fn destroy(&mut self, name: &KeyName) -> Result<(), Error> {
+    pub(crate) fn destroy(&mut self, name: &KeyName) -> Result<(), Error> {
         let key = self.find(name)?.object;
         self.session.destroy_object(key).map_err(during("destroying keys"))?;
         self.handles.remove(name);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cryptoki::{session::UserType, slot::Slot, types::AuthPin};
 
-use super::{codes::during, module::User};
+use super::{codes::during, module::Module};
 use crate::{Error, Pin};
 
 /// Bytes of a token label (PKCS#11, `CK_TOKEN_INFO`).
@@ -12,6 +12,8 @@ const LABEL_BYTES_MAX: usize = 32;
 
 /// Gives the first blank token of a module a label, a security officer's PIN and a user PIN, and returns its serial number.
 /// Tokens that are set up already are left alone.
+///
+/// It loads the module into this process: for a ceremony, not for a box that runs.
 pub fn init_token(
     module: &Path,
     label: &str,
@@ -19,10 +21,11 @@ pub fn init_token(
     user_pin: &Pin,
 ) -> Result<String, Error> {
     if label.is_empty() || label.len() > LABEL_BYTES_MAX {
-        return Err(Error::Unsupported("labels of other than 1 to 32 bytes"));
+        return Err(Error::Unsupported("labels of other than 1 to 32 bytes".to_owned()));
     }
-    let user = User::enter();
-    let module = user.module(module)?;
+    let module = Module::load(module)?;
+    module.initialize()?;
+    let module = module.pkcs11();
     let slots = || module.get_slots_with_token().map_err(during("slot lists"));
     // A token that does not answer is not the one.
     let info = |slot: Slot| module.get_token_info(slot).ok();

@@ -1,82 +1,41 @@
-//! The modules of this process: loaded once and never unloaded, initialised when needed, finalised only when nobody else
-//! can be inside.
+//! The one module of this process: loaded once and never unloaded, because modules have threads, and destructors that meet
+//! what is already gone.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Mutex,
-};
+use std::path::Path;
 
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     error::{Error as Cryptoki, RvError},
 };
 
-use super::{codes::during, lock};
+use super::codes::during;
 use crate::Error;
 
-/// C_Initialize and C_Finalize are for the whole process, so what guards them is too.
-static PROCESS: Mutex<Process> = Mutex::new(Process { loaded: BTreeMap::new(), users: 0 });
+/// A module that is loaded.
+pub(crate) struct Module(Pkcs11);
 
-struct Process {
-    /// Modules do not survive being unloaded: they have threads, and destructors that meet what is already gone.
-    loaded: BTreeMap<PathBuf, Pkcs11>,
-    /// Threads that are or may be inside a module.
-    users: usize,
-}
-
-/// The right to call modules. A thread that hangs in one never gives it back.
-pub(super) struct User;
-
-impl User {
-    pub(super) fn enter() -> Self {
-        lock(&PROCESS).users += 1;
-        Self
+impl Module {
+    /// Loads a module.
+    pub(crate) fn load(path: &Path) -> Result<Self, Error> {
+        let failed = |why: Cryptoki| Error::Module { path: path.to_owned(), why: why.to_string() };
+        Pkcs11::new(path).map(Self).map_err(failed)
     }
 
-    /// Loads a module, unless that was done, and initialises it, unless that was done.
-    pub(super) fn module(&self, path: &Path) -> Result<Pkcs11, Error> {
-        let mut process = lock(&PROCESS);
-        let module = process.load(path)?;
-        initialize(&module)?;
-        Ok(module)
-    }
-
-    /// The same, but if no other thread uses a module, it is finalised first: some modules do not see a token again
-    /// otherwise.
-    pub(super) fn module_anew(&self, path: &Path) -> Result<Pkcs11, Error> {
-        let mut process = lock(&PROCESS);
-        let module = process.load(path)?;
-        if process.users == 1 {
-            // Not initialised at all is just as well.
-            drop(module.clone().finalize());
+    /// Initialises it, unless that was done.
+    pub(crate) fn initialize(&self) -> Result<(), Error> {
+        match self.0.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+            Ok(()) | Err(Cryptoki::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(()),
+            Err(error) => Err(during("use from several threads")(error)),
         }
-        initialize(&module)?;
-        Ok(module)
     }
-}
 
-impl Drop for User {
-    fn drop(&mut self) {
-        lock(&PROCESS).users -= 1;
+    /// Ends all sessions; some modules do not see a token again otherwise.
+    pub(crate) fn finalize(&self) {
+        // Not initialised at all is just as well.
+        drop(self.0.clone().finalize());
     }
-}
 
-impl Process {
-    fn load(&mut self, path: &Path) -> Result<Pkcs11, Error> {
-        if let Some(module) = self.loaded.get(path) {
-            return Ok(module.clone());
-        }
-        let module =
-            Pkcs11::new(path).map_err(|source| Error::Module { path: path.to_owned(), source })?;
-        self.loaded.insert(path.to_owned(), module.clone());
-        Ok(module)
-    }
-}
-
-fn initialize(module: &Pkcs11) -> Result<(), Error> {
-    match module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
-        Ok(()) | Err(Cryptoki::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(()),
-        Err(error) => Err(during("use from several threads")(error)),
+    pub(super) fn pkcs11(&self) -> &Pkcs11 {
+        &self.0
     }
 }

@@ -18,17 +18,20 @@ use crate::{Caps, Error, KeyKind, KeyRole, P256_POINT_BYTES, Secret32};
 /// What the probes sign: no document of ours, which all begin with `{` or 0x84.
 const MESSAGE: &[u8] = b"sallyport token self-test";
 
-/// Tries everything once, and calls `alive` between the steps, of which each may take seconds. Fails only if the token is
-/// lost meanwhile.
-pub(super) fn caps(connection: &Connection, alive: impl Fn()) -> Result<Caps, Error> {
+/// Tries everything once, and calls `working` between the steps, of which each may take seconds. Fails only if the token is
+/// lost meanwhile, or `working` does.
+pub(crate) fn caps(
+    connection: &Connection,
+    working: &mut dyn FnMut() -> Result<(), Error>,
+) -> Result<Caps, Error> {
     let listed = connection.mechanisms()?;
     let has = |wanted: &[MechanismType]| wanted.iter().all(|one| listed.contains(one));
     let ed25519 = [MechanismType::ECC_EDWARDS_KEY_PAIR_GEN, MechanismType::EDDSA];
     let p256_sign = [MechanismType::ECC_KEY_PAIR_GEN, MechanismType::ECDSA];
     let p256_agree = [MechanismType::ECC_KEY_PAIR_GEN, MechanismType::ECDH1_DERIVE];
     let wrap = [MechanismType::AES_KEY_GEN, MechanismType::AES_KEY_WRAP];
-    let works = |kind, role| {
-        alive();
+    let mut works = |kind, role| {
+        working()?;
         works(connection, kind, role)
     };
     Ok(Caps {

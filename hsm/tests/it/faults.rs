@@ -1,181 +1,372 @@
 //! Faults that SoftHSM never shows but tokens do, through the module that fails on order (`sallyport-hsm-faults`).
+//!
+//! One table drives the tests and is what `hsm/README.md` shows.
 
 use std::{
-    path::PathBuf,
+    env,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use sallyport_core::sign::verify;
-use sallyport_hsm::{Class, Error, Health, KeyKind, KeyName, KeyRole, Pin, Pkcs11Token, Token};
+use sallyport_hsm::{Class, Error, Health, HelperToken, KeyKind, KeyName, KeyRole, Pin, Token};
 use sallyport_hsm_faults::{Fault, Function, Orders, Times};
 
 use crate::{
     requests::{policy, x_matrix},
-    softhsm::{self, HOME, PIN, SoftHsm, eventually},
+    softhsm::{self, HOME, PIN, SoftHsm, eventually, helpers},
 };
+
+/// Set to rewrite the table in the README.
+const REWRITE: &str = "SALLYPORT_REWRITE_TABLES";
+/// How long a token in these tests has for one operation: longer than a loaded machine needs, and not for ever.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+const DEVICE_REMOVED: Fault = Fault::Return(0x32);
+const SESSION_HANDLE_INVALID: Fault = Fault::Return(0xb3);
+
+/// A fault, and what becomes of it.
+struct Row {
+    fault: &'static str,
+    /// A part of the error that the caller of `sign` gets, if any.
+    sees: Option<&'static str>,
+    goes_on: &'static str,
+    kept: &'static str,
+}
+
+/// Makes a test of each row and the table of all of them. The body plays the fault and gives the error that a caller of `sign`
+/// saw; after it, the token must become ready and sign with the key from before.
+macro_rules! faults {
+    ($($name:ident: $row:expr, |$faulty:ident| $play:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            Faulty::new().meets(&$row, |$faulty| $play);
+        })*
+
+        const TABLE: &[Row] = &[$($row),*];
+    };
+}
+
+faults! {
+    a_device_is_removed: Row {
+        fault: "`CKR_DEVICE_REMOVED`: the device is unplugged",
+        sees: Some("the token was removed or does not answer: check the device"),
+        goes_on: "the box looks for the token after 1 s, 2 s, … 15 s and opens it as soon as it is there",
+        kept: "the keys in the token; events wait for their signatures",
+    }, |faulty| {
+        faulty.order(Function::Sign, Times::Always, DEVICE_REMOVED);
+        faulty.order(Function::GetSlotList, Times::Always, DEVICE_REMOVED);
+        let error = faulty.sign().err();
+        assert_eq!(error.as_ref().map(Error::class), Some(Class::Reopen));
+        assert!(matches!(faulty.token.health(), Health::Absent { .. }));
+        // No answer takes long while it is away.
+        let start = Instant::now();
+        let answers = faulty.token.sign_many(&faulty.event, &vec![x_matrix(1); 500]);
+        assert!(answers.iter().all(Result::is_err));
+        assert!(start.elapsed() < TIMEOUT);
+        error
+    };
+
+    a_session_is_lost: Row {
+        fault: "`CKR_SESSION_HANDLE_INVALID` and its kin: the session or the login is gone",
+        sees: None,
+        goes_on: "the session is opened again and the request repeated, once",
+        kept: "the request",
+    }, |faulty| {
+        for rv in [0xb0, 0xb3, 0x60, 0x82, 0x90, 0x101, 0x190, 0x30, 0x32, 0xe0] {
+            faulty.order(Function::Sign, Times::Once, Fault::Return(rv));
+            faulty.sign().unwrap();
+            assert_eq!(faulty.token.health(), Health::Ready, "{rv:x}");
+        }
+        None
+    };
+
+    an_error_has_no_meaning: Row {
+        fault: "`CKR_GENERAL_ERROR`, or a vendor's own value",
+        sees: Some("the token failed in C_Sign with GeneralError"),
+        goes_on: "the token is asked whether it is still there; if it is, the session stays",
+        kept: "everything but this request",
+    }, |faulty| {
+        for rv in [6, 0x8000_0001] {
+            faulty.order(Function::Sign, Times::Once, Fault::Return(rv));
+            assert!(matches!(faulty.sign(), Err(Error::Device { .. })));
+        }
+        faulty.order(Function::Sign, Times::Once, Fault::Return(5));
+        let error = faulty.sign().err();
+        faulty.sign().unwrap();
+        assert_eq!(faulty.orders.calls(Function::Login), 0);
+        error
+    };
+
+    a_call_never_returns: Row {
+        fault: "a call hangs for ever",
+        sees: Some("the token did not answer in time"),
+        goes_on: "the helper is killed at the deadline and started again after 1 s, then ever more rarely until a request works",
+        kept: "the box and its memory; the keys in the token",
+    }, |faulty| {
+        let before = helpers();
+        faulty.order(Function::Sign, Times::Once, Fault::Hang);
+        let start = Instant::now();
+        let error = faulty.sign().err();
+        assert!(start.elapsed() >= TIMEOUT);
+        eventually("a signature by another helper", || faulty.sign().is_ok());
+        assert_eq!(helpers().len(), 1);
+        assert!(helpers().is_disjoint(&before));
+        error
+    };
+
+    a_module_crashes: Row {
+        fault: "the module crashes inside a call",
+        sees: Some("the process with the PKCS#11 module died (signal: 6 (SIGABRT)"),
+        goes_on: "the helper is started again after 1 s, then ever more rarely until a request works",
+        kept: "the box and its memory; the keys in the token",
+    }, |faulty| {
+        let before = helpers();
+        faulty.order(Function::Sign, Times::Once, Fault::Crash);
+        let error = faulty.sign().err();
+        assert!(matches!(faulty.token.health(), Health::Absent { why, attempts: 1 } if why.contains("started again")));
+        eventually("a signature by another helper", || faulty.sign().is_ok());
+        assert!(helpers().is_disjoint(&before));
+        error
+    };
+
+    a_signature_is_wrong_once: Row {
+        fault: "a wrong signature, once",
+        sees: None,
+        goes_on: "the key is looked up anew and the signature asked for once more",
+        kept: "the request; a signature that does not verify is never given out",
+    }, |faulty| {
+        faulty.order(Function::Sign, Times::Once, Fault::Flip);
+        faulty.sign().unwrap();
+        None
+    };
+
+    every_signature_is_wrong: Row {
+        fault: "a wrong signature, always",
+        sees: Some("the token gave a wrong signature"),
+        goes_on: "nothing is signed until an operator has replaced the module or the token",
+        kept: "a signature that does not verify is never given out",
+    }, |faulty| {
+        faulty.order(Function::Sign, Times::Always, Fault::Flip);
+        let answers = faulty.token.sign_many(&faulty.event, &[x_matrix(1), x_matrix(2)]);
+        assert!(answers.iter().all(|answer| matches!(answer, Err(Error::BadSignature(_)))));
+        faulty.sign().err()
+    };
+
+    handles_are_used_again: Row {
+        fault: "after a login behind our back, handle numbers mean other keys",
+        sees: None,
+        goes_on: "the signature by the other key is noticed, the key looked up anew",
+        kept: "the request; no key signs for another",
+    }, |faulty| {
+        let other = faulty.token.generate(KeyRole::Event, KeyKind::Ed25519).unwrap();
+        faulty.sign_with(&other).unwrap();
+        faulty.sign().unwrap();
+        let before = faulty.orders.calls(Function::Sign);
+        faulty.order(Function::SignInit, Times::Once, Fault::SwapHandles);
+        faulty.sign().unwrap();
+        // The first of the two was by the other key.
+        assert_eq!(faulty.orders.calls(Function::Sign), before + 2);
+        faulty.sign_with(&other).unwrap();
+        None
+    };
+
+    a_token_is_slow: Row {
+        fault: "each signature takes 300 ms",
+        sees: None,
+        goes_on: "all requests are answered in order",
+        kept: "every request",
+    }, |faulty| {
+        faulty.order(Function::Sign, Times::Always, Fault::Delay(Duration::from_millis(300)));
+        let start = Instant::now();
+        let requests: Vec<_> = (0..4).map(x_matrix).collect();
+        let public = faulty.token.public_key(&faulty.event).unwrap();
+        for (request, answer) in requests.iter().zip(faulty.token.sign_many(&faulty.event, &requests)) {
+            verify(&public, &request.bytes_to_sign(&policy()).unwrap(), &answer.unwrap()).unwrap();
+        }
+        assert!(start.elapsed() >= Duration::from_millis(4 * 300));
+        assert_eq!(faulty.token.health(), Health::Ready);
+        None
+    };
+
+    a_pin_is_refused: Row {
+        fault: "`CKR_PIN_INCORRECT` or `CKR_PIN_EXPIRED` at a login",
+        sees: Some("the token refused the PIN: give the right one"),
+        goes_on: "nothing is tried until somebody gives a PIN (`sallyctl token unlock`)",
+        kept: "the token's attempts: a refused PIN is tried once",
+    }, |faulty| {
+        faulty.locked_by(Fault::Return(0xa3), "expired");
+        faulty.locked_by(Fault::Return(0xa0), "give the right one")
+    };
+
+    a_pin_is_locked: Row {
+        fault: "`CKR_PIN_LOCKED`",
+        sees: Some("unlock it with its security officer's PIN"),
+        goes_on: "nothing is tried until somebody has unlocked the token and gives the PIN",
+        kept: "the keys in the token",
+    }, |faulty| faulty.locked_by(Fault::Return(0xa4), "security officer");
+
+    one_attempt_is_left: Row {
+        fault: "the token says that one attempt at the PIN is left",
+        sees: Some("the token has one attempt at the PIN left"),
+        goes_on: "the box does not spend it; a person may",
+        kept: "the last attempt",
+    }, |faulty| {
+        faulty.order(Function::GetTokenInfo, Times::Always, Fault::FinalTry);
+        faulty.order(Function::Sign, Times::Once, SESSION_HANDLE_INVALID);
+        let error = faulty.sign().err();
+        assert_eq!(faulty.orders.calls(Function::Login), 0);
+        faulty.token.reopen(pin()).unwrap();
+        assert_eq!(faulty.orders.calls(Function::Login), 1);
+        error
+    };
+
+    a_token_is_exchanged: Row {
+        fault: "another token with the same label is put in",
+        sees: Some("has the serial number ANOTHER TOKEN"),
+        goes_on: "the box waits for the one that it opened first; it does not log in to the other",
+        kept: "no PIN goes to a strange token, no key is taken for another",
+    }, |faulty| {
+        faulty.order(Function::GetTokenInfo, Times::Always, Fault::OtherSerial);
+        faulty.order(Function::Sign, Times::Once, SESSION_HANDLE_INVALID);
+        let error = faulty.sign().err();
+        assert_eq!(faulty.orders.calls(Function::Login), 0);
+        error
+    };
+
+    a_module_needs_a_fresh_start: Row {
+        fault: "the module sees no token until it is initialised anew",
+        sees: Some("check the device"),
+        goes_on: "the second attempt finalises the module and initialises it",
+        kept: "the keys in the token",
+    }, |faulty| {
+        faulty.order(Function::Sign, Times::Once, DEVICE_REMOVED);
+        faulty.order(Function::GetSlotList, Times::UntilFinalize, Fault::Return(0xe0));
+        let error = faulty.sign().err();
+        eventually("opening the token", || faulty.sign().is_ok());
+        assert!(faulty.orders.calls(Function::Finalize) > 0);
+        error
+    };
+}
+
+#[test]
+fn the_readme_shows_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let (begin, end) = ("<!-- faults: begin -->\n", "<!-- faults: end -->");
+    let text = fs::read_to_string(&path).unwrap();
+    let (head, rest) = text.split_once(begin).unwrap();
+    let (shown, tail) = rest.split_once(end).unwrap();
+    let mut table = "| fault | who asked for the signature sees | what goes on | what is never lost |\n|---|---|---|---|\n".to_owned();
+    for Row { fault, sees, goes_on, kept } in TABLE {
+        let sees = sees.map_or("nothing".to_owned(), |sees| format!("“{sees} …”"));
+        writeln!(table, "| {fault} | {sees} | {goes_on} | {kept} |").unwrap();
+    }
+    if env::var_os(REWRITE).is_some() {
+        fs::write(&path, [head, begin, &table, end, tail].concat()).unwrap();
+    } else {
+        assert_eq!(shown, table, "run `make fault-table`");
+    }
+}
+
+#[test]
+fn a_pin_that_was_given_by_hand_outlives_the_session_and_not_the_helper() {
+    let faulty = Faulty::new();
+    softhsm::write_pin(&faulty.hsm.pin_file, "not the PIN");
+    faulty.token.reopen(pin()).unwrap();
+    faulty.order(Function::Sign, Times::Once, SESSION_HANDLE_INVALID);
+    faulty.sign().unwrap();
+
+    faulty.order(Function::Sign, Times::Once, Fault::Crash);
+    assert!(matches!(faulty.sign(), Err(Error::HelperDied { .. })));
+    eventually("missing the PIN", || matches!(faulty.token.health(), Health::Locked { .. }));
+    let locked = faulty.sign().unwrap_err();
+    assert!(locked.to_string().contains("given by hand and is not kept"), "{locked}");
+    faulty.token.reopen(pin()).unwrap();
+    faulty.sign().unwrap();
+}
 
 /// A token behind the faulty module, with an event key, and no order given yet.
 struct Faulty {
     hsm: SoftHsm,
-    token: Pkcs11Token,
+    orders: Orders,
+    token: HelperToken,
     event: KeyName,
 }
 
 impl Faulty {
     fn new() -> Self {
         let hsm = SoftHsm::new();
-        orders().clear().unwrap();
-        let token = softhsm::start(&module(), &hsm.label, &hsm.pin_file);
+        let orders = Orders::new(&HOME.join("orders"));
+        orders.clear().unwrap();
+        let settings = softhsm::settings(&module(), &hsm.label, &hsm.pin_file, TIMEOUT);
+        let token = HelperToken::start(settings).unwrap();
         let event = token.generate(KeyRole::Event, KeyKind::Ed25519).unwrap();
-        Self { hsm, token, event }
+        let faulty = Self { hsm, orders, token, event };
+        faulty.sign().unwrap();
+        faulty.orders.clear().unwrap();
+        faulty
+    }
+
+    fn meets(&self, row: &Row, play: impl FnOnce(&Self) -> Option<Error>) {
+        let public = self.token.public_key(&self.event).unwrap();
+        let saw = play(self).map(|error| error.to_string());
+        match (&saw, row.sees) {
+            (Some(saw), Some(part)) => assert!(saw.contains(part), "{saw}"),
+            (saw, sees) => assert!(saw.is_none() && sees.is_none(), "{saw:?}"),
+        }
+        self.orders.clear().unwrap();
+        if matches!(self.token.health(), Health::Locked { .. }) {
+            self.token.reopen(pin()).unwrap();
+        }
+        eventually("a signature after the fault", || self.sign().is_ok());
+        assert_eq!(self.token.health(), Health::Ready);
+        assert!(self.token.keys().unwrap().contains(&self.event));
+        assert_eq!(self.token.public_key(&self.event).unwrap(), public);
+    }
+
+    fn order(&self, function: Function, times: Times, fault: Fault) {
+        self.orders.give(function, times, fault).unwrap();
+    }
+
+    /// Has every login fail after the session is lost: there must be one, however often a signature is asked for.
+    fn locked_by(&self, fault: Fault, why: &str) -> Option<Error> {
+        if matches!(self.token.health(), Health::Locked { .. }) {
+            self.orders.clear().unwrap();
+            self.token.reopen(pin()).unwrap();
+        }
+        self.orders.clear().unwrap();
+        self.order(Function::Login, Times::Always, fault);
+        self.order(Function::Sign, Times::Once, SESSION_HANDLE_INVALID);
+        let error = self.sign().err();
+        for _ in 0..20 {
+            assert!(matches!(self.sign(), Err(Error::Locked { .. })));
+        }
+        assert!(matches!(self.token.health(), Health::Locked { why: told } if told.contains(why)));
+        assert_eq!(self.orders.calls(Function::Login), 1);
+        error
     }
 
     fn sign(&self) -> Result<(), Error> {
-        let signature = self.token.sign(&self.event, &x_matrix(1))?;
+        self.sign_with(&self.event)
+    }
+
+    fn sign_with(&self, key: &KeyName) -> Result<(), Error> {
+        let signature = self.token.sign(key, &x_matrix(1))?;
         let bytes = x_matrix(1).bytes_to_sign(&policy()).unwrap();
-        verify(&self.token.public_key(&self.event)?, &bytes, &signature).unwrap();
+        verify(&self.token.public_key(key)?, &bytes, &signature).unwrap();
         Ok(())
     }
 }
 
-#[test]
-fn what_a_session_loses_is_mended_within_the_request() {
-    let faulty = Faulty::new();
-    for rv in [0xb0, 0xb3, 0x60, 0x82, 0x90, 0x101, 0x190, 0x30, 0x32, 0xe0] {
-        order(Function::Sign, Times::Once, Fault::Return(rv));
-        faulty.sign().unwrap();
-        assert_eq!(faulty.token.health(), Health::Ready, "{rv}");
-    }
-}
-
-#[test]
-fn a_device_that_stays_away_is_reported_and_found_again() {
-    let faulty = Faulty::new();
-    order(Function::GetSlotList, Times::Always, Fault::Return(0x32));
-    faulty.sign().unwrap();
-    // The session is lost only when it is used.
-    drop(faulty.token.reopen(Pin::new(PIN.to_owned())));
-    let gone = faulty.sign().unwrap_err();
-    assert!(matches!(gone, Error::Unavailable { .. }), "{gone}");
-    assert_eq!(gone.class(), Class::Reopen);
-    assert!(gone.to_string().contains("check the device"), "{gone}");
-    revoke();
-    eventually("finding the device again", || faulty.sign().is_ok());
-}
-
-#[test]
-fn a_module_that_must_be_initialized_anew_is() {
-    let faulty = Faulty::new();
-    order(Function::GetSlotList, Times::UntilFinalize, Fault::Return(0xe0));
-    drop(faulty.token.reopen(Pin::new(PIN.to_owned())));
-    eventually("opening the token", || faulty.sign().is_ok());
-    assert!(orders().calls(Function::Finalize) > 0);
-}
-
-#[test]
-fn a_wrong_signature_is_asked_for_again_and_never_given_out() {
-    let faulty = Faulty::new();
-    order(Function::Sign, Times::Once, Fault::Flip);
-    faulty.sign().unwrap();
-    order(Function::Sign, Times::Always, Fault::Flip);
-    let wrong = faulty.sign().unwrap_err();
-    assert!(matches!(&wrong, Error::BadSignature(key) if *key == faulty.event), "{wrong}");
-    let answers = faulty.token.sign_many(&faulty.event, &[x_matrix(1), x_matrix(2)]);
-    assert!(answers.iter().all(|answer| matches!(answer, Err(Error::BadSignature(_)))));
-    revoke();
-    faulty.sign().unwrap();
-}
-
-#[test]
-fn a_refused_pin_is_tried_once() {
-    let faulty = Faulty::new();
-    for (rv, text) in [(0xa0, "give the right one"), (0xa4, "security officer"), (0xa3, "expired")]
-    {
-        revoke();
-        order(Function::Login, Times::Always, Fault::Return(rv));
-        assert!(faulty.token.reopen(Pin::new(PIN.to_owned())).is_err());
-        for _ in 0..20 {
-            assert!(matches!(faulty.sign(), Err(Error::Locked { .. })));
-        }
-        let Health::Locked { why } = faulty.token.health() else { panic!("not locked") };
-        assert!(why.contains(text), "{why}");
-        assert_eq!(orders().calls(Function::Login), 1);
-    }
-    revoke();
-    faulty.token.reopen(Pin::new(PIN.to_owned())).unwrap();
-    faulty.sign().unwrap();
-}
-
-#[test]
-fn the_last_try_at_the_pin_is_left_to_a_person() {
-    let faulty = Faulty::new();
-    drop(faulty.token);
-    revoke();
-    order(Function::GetTokenInfo, Times::Always, Fault::FinalTry);
-    let token = softhsm::start(&module(), &faulty.hsm.label, &faulty.hsm.pin_file);
-    let locked = token.keys().unwrap_err();
-    assert!(locked.to_string().contains("one attempt at the PIN left"), "{locked}");
-    assert_eq!(orders().calls(Function::Login), 0);
-    token.reopen(Pin::new(PIN.to_owned())).unwrap();
-    assert_eq!(orders().calls(Function::Login), 1);
-    assert_eq!(token.keys().unwrap(), [faulty.event]);
-}
-
-#[test]
-fn a_failure_without_a_name_costs_one_request_and_not_the_session() {
-    let faulty = Faulty::new();
-    revoke();
-    for rv in [5, 6, 0x8000_0001] {
-        order(Function::Sign, Times::Once, Fault::Return(rv));
-        let failed = faulty.sign().unwrap_err();
-        assert!(matches!(failed, Error::Device { .. }), "{failed}");
-        faulty.sign().unwrap();
-    }
-    assert_eq!(orders().calls(Function::Login), 0);
-}
-
-#[test]
-fn a_module_that_hangs_is_left_behind() {
-    let faulty = Faulty::new();
-    let timeout = Duration::from_millis(400);
-    let token =
-        Pkcs11Token::start(&module(), &faulty.hsm.label, &faulty.hsm.pin_file, timeout, policy())
-            .unwrap();
-    let sign = || token.sign(&faulty.event, &x_matrix(1));
-    for hung in 1..=3 {
-        eventually("a first signature", || sign().is_ok());
-        order(Function::Sign, Times::Once, Fault::Hang);
-        let start = Instant::now();
-        let late = sign().unwrap_err();
-        assert!(matches!(late, Error::Timeout), "{late}");
-        assert!(start.elapsed() >= timeout);
-        if hung < 3 {
-            // Another thread serves while the first one still hangs.
-            eventually("a signature by another thread", || sign().is_ok());
-        }
-    }
-    // Nobody waits any more for a module that hangs each time.
-    let start = Instant::now();
-    assert!(matches!(sign(), Err(Error::Stuck)));
-    assert!(start.elapsed() < timeout);
-    assert!(matches!(token.health(), Health::Absent { why, .. } if why.contains("restart")));
-}
-
-fn orders() -> Orders {
-    Orders::new(&HOME.join("orders"))
-}
-
-fn order(function: Function, times: Times, fault: Fault) {
-    orders().give(function, times, fault).unwrap();
-}
-
-fn revoke() {
-    orders().clear().unwrap();
+fn pin() -> Pin {
+    Pin::new(PIN.to_owned())
 }
 
 /// Cargo builds the module beside the tests, which depend on its package.
 fn module() -> PathBuf {
-    let executable = std::env::current_exe().unwrap();
+    let executable = env::current_exe().unwrap();
     let module = executable.with_file_name("libsallyport_hsm_faults.so");
     assert!(module.exists(), "{} is not built", module.display());
     module

@@ -1,4 +1,4 @@
-//! The PKCS#11 backend over SoftHSM: what it does, and what it withstands.
+//! The helper and PKCS#11 over SoftHSM: what it does, and what it withstands.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 use cryptoki::object::{Attribute, AttributeType, ObjectClass};
 use sallyport_core::sign::verify;
 use sallyport_hsm::{
-    Caps, Class, Error, Health, KeyKind, KeyName, KeyRole, Pin, Pkcs11Token, Token, TokenConfig,
+    Caps, Class, Error, Health, HelperToken, KeyKind, KeyName, KeyRole, Pin, Token, TokenConfig,
     init_token, open,
 };
 
@@ -154,29 +154,6 @@ fn an_idle_token_that_is_taken_away_is_noticed() {
 }
 
 #[test]
-fn a_logout_elsewhere_goes_unnoticed() {
-    let hsm = SoftHsm::new();
-    let token = hsm.start();
-    let event = event_key(&token);
-    works(&token, &event);
-    let other = hsm.session();
-    other.logout().unwrap();
-    works(&token, &event);
-    other.logout().unwrap();
-    assert_eq!(token.keys().unwrap(), [event]);
-}
-
-#[test]
-fn a_module_that_is_finalized_elsewhere_goes_unnoticed() {
-    let hsm = SoftHsm::new();
-    let token = hsm.start();
-    let event = event_key(&token);
-    works(&token, &event);
-    softhsm::pkcs11().finalize().unwrap();
-    works(&token, &event);
-}
-
-#[test]
 fn a_key_that_is_destroyed_elsewhere_is_missed() {
     let hsm = SoftHsm::new();
     let token = hsm.start();
@@ -201,9 +178,10 @@ fn the_start_does_not_wait_for_a_token_that_comes_later() {
         token_label: label.clone(),
         pin_file,
         timeout_ms: 30_000,
+        environment: Vec::new(),
     };
     let start = Instant::now();
-    let token = open(&config, false, policy()).unwrap();
+    let token = open(&config, false, policy(), softhsm::program()).unwrap();
     assert!(start.elapsed() < Duration::from_secs(1));
     let missing = token.keys().unwrap_err();
     assert_eq!(missing.class(), Class::Reopen);
@@ -259,11 +237,11 @@ fn many_threads_share_the_token() {
     });
 }
 
-fn event_key(token: &Pkcs11Token) -> KeyName {
+fn event_key(token: &HelperToken) -> KeyName {
     token.generate(KeyRole::Event, KeyKind::Ed25519).unwrap()
 }
 
-fn works(token: &Pkcs11Token, event: &KeyName) {
+fn works(token: &HelperToken, event: &KeyName) {
     let signature = token.sign(event, &x_matrix(1)).unwrap();
     let bytes = x_matrix(1).bytes_to_sign(&policy()).unwrap();
     verify(&token.public_key(event).unwrap(), &bytes, &signature).unwrap();

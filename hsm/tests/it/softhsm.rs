@@ -17,7 +17,9 @@ use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     session::{Session, UserType},
 };
-use sallyport_hsm::{Pin, Pkcs11Token, init_token};
+use sallyport_hsm::{HelperProgram, HelperToken, Pin, Settings, init_token};
+
+use sallyport_hsm_faults::{ORDERS, REAL};
 
 use crate::requests::policy;
 
@@ -45,7 +47,7 @@ impl SoftHsm {
     }
 
     /// Starts the backend on this token.
-    pub(crate) fn start(&self) -> Pkcs11Token {
+    pub(crate) fn start(&self) -> HelperToken {
         start(&module(), &self.label, &self.pin_file)
     }
 
@@ -58,8 +60,7 @@ impl SoftHsm {
             .find(|slot| pkcs11.get_token_info(*slot).is_ok_and(|info| info.label() == self.label))
             .unwrap();
         let session = pkcs11.open_rw_session(slot).unwrap();
-        // The backend may have logged the process in.
-        drop(session.login(UserType::User, Some(&PIN.into())));
+        session.login(UserType::User, Some(&PIN.into())).unwrap();
         session
     }
 }
@@ -89,8 +90,43 @@ pub(crate) fn make(label: &str) -> PathBuf {
     tokens().difference(&before).next().unwrap().clone()
 }
 
-pub(crate) fn start(module: &Path, label: &str, pin_file: &Path) -> Pkcs11Token {
-    Pkcs11Token::start(module, label, pin_file, TIMEOUT, policy()).unwrap()
+pub(crate) fn start(module: &Path, label: &str, pin_file: &Path) -> HelperToken {
+    HelperToken::start(settings(module, label, pin_file, TIMEOUT)).unwrap()
+}
+
+pub(crate) fn settings(module: &Path, label: &str, pin_file: &Path, timeout: Duration) -> Settings {
+    Settings {
+        program: program(),
+        module: module.to_owned(),
+        label: label.to_owned(),
+        pin_file: pin_file.to_owned(),
+        timeout,
+        environment: vec![REAL.to_owned(), ORDERS.to_owned()],
+        policy: policy(),
+    }
+}
+
+/// Cargo builds examples with the tests.
+pub(crate) fn program() -> HelperProgram {
+    let executable = std::env::current_exe().unwrap();
+    let profile = executable.ancestors().nth(2).unwrap();
+    let path = profile.join("examples/token-helper");
+    assert!(path.exists(), "{} is not built", path.display());
+    HelperProgram { path, arguments: Vec::new() }
+}
+
+/// The processes that the tests have started and that still run.
+pub(crate) fn helpers() -> BTreeSet<u32> {
+    let us = std::process::id().to_string();
+    let processes = fs::read_dir("/proc").unwrap();
+    let numbers = processes.filter_map(|e| e.unwrap().file_name().to_str()?.parse::<u32>().ok());
+    let ours = |process: &u32| {
+        let Ok(stat) = fs::read_to_string(format!("/proc/{process}/stat")) else { return false };
+        // After the name, which stands in brackets: state and parent.
+        let mut words = stat.rsplit(')').next().unwrap().split_whitespace();
+        words.next() != Some("Z") && words.next() == Some(&us)
+    };
+    numbers.filter(ours).collect()
 }
 
 pub(crate) fn write_pin(path: &Path, pin: &str) {
@@ -145,8 +181,8 @@ pub(crate) static HOME: LazyLock<PathBuf> = LazyLock::new(|| {
     // SAFETY: each test that touches the environment waits for this first, and nothing else here reads it meanwhile.
     unsafe {
         std::env::set_var("SOFTHSM2_CONF", configuration);
-        std::env::set_var(sallyport_hsm_faults::REAL, module());
-        std::env::set_var(sallyport_hsm_faults::ORDERS, home.join("orders"));
+        std::env::set_var(REAL, module());
+        std::env::set_var(ORDERS, home.join("orders"));
     }
     home
 });

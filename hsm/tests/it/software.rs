@@ -9,8 +9,8 @@ use std::{
 
 use sallyport_core::sign::{Algorithm, PublicKey, verify};
 use sallyport_hsm::{
-    Class, Error, Health, KeyKind, KeyName, KeyRole, Pin, Secret32, SoftwareToken, Token,
-    TokenConfig, open,
+    Class, Error, Health, HelperProgram, KeyKind, KeyName, KeyRole, Pin, Secret32, SoftwareToken,
+    Token, TokenConfig, open,
 };
 
 use crate::requests::{foreign, manifest, policy, x_matrix};
@@ -177,7 +177,7 @@ fn software_keys_must_be_allowed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("keys.json");
     let config = TokenConfig::Software { path: path.clone(), delay_ms: 0 };
-    let refused = open(&config, false, policy()).err().unwrap();
+    let refused = open(&config, false, policy(), HelperProgram::this_one()).err().unwrap();
     assert!(refused.to_string().contains("allow_software_keys = true"), "{refused}");
     assert!(!path.exists());
 }
@@ -252,5 +252,6 @@ fn software(path: &Path) -> std::sync::Arc<dyn Token> {
 }
 
 fn try_software(path: &Path) -> Result<std::sync::Arc<dyn Token>, Error> {
-    open(&TokenConfig::Software { path: path.to_owned(), delay_ms: 0 }, true, policy())
+    let config = TokenConfig::Software { path: path.to_owned(), delay_ms: 0 };
+    open(&config, true, policy(), HelperProgram::this_one())
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use ruma::OwnedServerName;
 use sallyport_core::sign::{KeyRole, Policy, PublicKey, Signature, SigningRequest};
-use sallyport_hsm::{Health, KeyName, Pin, Token, TokenConfig};
+use sallyport_hsm::{Health, HelperProgram, KeyName, Pin, Token, TokenConfig};
 
 use crate::{files, terminal};
 
@@ -41,7 +41,8 @@ impl TokenArgs {
         let config: TokenConfig =
             toml::from_str(&text).with_context(|| format!("{shown} does not describe a token"))?;
         let policy = Policy { server_name: enclave };
-        let token = sallyport_hsm::open(&config, self.allow_software_keys, policy)
+        let program = HelperProgram::this_one();
+        let token = sallyport_hsm::open(&config, self.allow_software_keys, policy, program)
             .context("cannot open the token")?;
         let signer = Signer { token };
         signer.wait()?;

@@ -16,8 +16,9 @@ const ATTEMPTS_BEFORE_INITIALIZING: u32 = 1;
 pub(super) enum Reopen {
     /// To be opened at once.
     Due { attempts: u32 },
-    /// Open.
-    Open,
+    /// Open. What was attempted in vain still counts until an operation has worked: a module that opens well and crashes
+    /// in use must not be started over and over without a pause.
+    Open { attempts: u32 },
     /// Tried again by itself at a time.
     Waiting { attempts: u32, until: Instant },
     /// Tried only when somebody asks.
@@ -33,7 +34,7 @@ impl Reopen {
         match self {
             Self::Due { .. } => true,
             Self::Waiting { until, .. } => now >= until,
-            Self::Open | Self::Locked => false,
+            Self::Open { .. } | Self::Locked => false,
         }
     }
 
@@ -47,27 +48,36 @@ impl Reopen {
         match self {
             Self::Due { .. } => Some(Duration::ZERO),
             Self::Waiting { until, .. } => Some(until.saturating_duration_since(now)),
-            Self::Open | Self::Locked => None,
+            Self::Open { .. } | Self::Locked => None,
         }
     }
 
-    /// Failed attempts since the token was last open.
+    /// Failed attempts since the token last worked.
     pub(super) fn attempts(self) -> u32 {
         match self {
-            Self::Due { attempts } | Self::Waiting { attempts, .. } => attempts,
-            Self::Open | Self::Locked => 0,
+            Self::Due { attempts } | Self::Waiting { attempts, .. } | Self::Open { attempts } => {
+                attempts
+            }
+            Self::Locked => 0,
         }
     }
 
-    /// The session was lost: try at once.
-    pub(super) fn lost(self) -> Self {
-        match self {
-            Self::Open => Self::NOW,
-            other => other,
-        }
+    /// Whether the token is open.
+    pub(super) fn is_open(self) -> bool {
+        matches!(self, Self::Open { .. })
     }
 
-    /// An attempt failed with an error of this class.
+    /// An attempt succeeded.
+    pub(super) fn opened(self) -> Self {
+        Self::Open { attempts: self.attempts() }
+    }
+
+    /// An operation succeeded.
+    pub(super) fn worked(self) -> Self {
+        if self.is_open() { Self::Open { attempts: 0 } } else { self }
+    }
+
+    /// An attempt failed with an error of this class, or the helper came to an end.
     pub(super) fn failed(self, class: Class, now: Instant) -> Self {
         if class == Class::Operator {
             return Self::Locked;
@@ -100,21 +110,26 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_is_lost_is_reopened_at_once_and_the_module_left_alone() {
-        let state = Reopen::Open.lost();
-        assert!(state.is_due(Instant::now()));
-        assert!(!state.wants_initializing());
-        assert!(state.failed(Class::Reopen, Instant::now()).wants_initializing());
+    fn a_helper_that_dies_whenever_it_is_used_is_started_ever_more_rarely() {
+        let mut now = Instant::now();
+        let mut state = Reopen::NOW.opened();
+        for seconds in [1, 2, 4, 8, 15, 15] {
+            assert!(state.is_open());
+            state = state.failed(Class::Retry, now);
+            assert_eq!(state.pause(now), Some(seconds * SECOND));
+            assert!(state.wants_initializing());
+            now += seconds * SECOND;
+            state = state.opened();
+        }
+        state = state.worked().failed(Class::Retry, now);
+        assert_eq!(state.pause(now), Some(SECOND));
     }
 
     proptest! {
         #[test]
-        fn what_an_operator_must_mend_is_never_tried_again(hours in 0_u32..100_000, lost: bool) {
+        fn what_an_operator_must_mend_is_never_tried_again(hours in 0_u32..100_000) {
             let now = Instant::now();
-            let mut state = Reopen::NOW.failed(Class::Operator, now);
-            if lost {
-                state = state.lost();
-            }
+            let state = Reopen::NOW.failed(Class::Operator, now).worked();
             prop_assert!(!state.is_due(now + hours * 3600 * SECOND));
             prop_assert_eq!(state.pause(now), None);
             prop_assert!(Reopen::NOW.is_due(now));
