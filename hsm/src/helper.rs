@@ -44,7 +44,7 @@ pub struct HelperToken {
 
 /// What a token is reached by.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct HelperSettings {
     /// The program that becomes the helper.
     pub program: HelperProgram,
     /// The PKCS#11 module.
@@ -79,7 +79,7 @@ struct InFlight<'a> {
 
 impl HelperToken {
     /// Starts to open a token and returns at once; [`Token::health`] tells what came of it.
-    pub fn start(settings: Settings) -> Result<Self, Error> {
+    pub fn start(settings: HelperSettings) -> Result<Self, Error> {
         let policy = settings.policy.clone();
         let known = Arc::new(Known {
             health: Mutex::new(Health::Starting),

@@ -27,7 +27,7 @@ mod secret;
 mod software;
 
 pub use error::{Class, Error};
-pub use helper::{HelperProgram, HelperToken, Settings, run_helper};
+pub use helper::{HelperProgram, HelperSettings, HelperToken, run_helper};
 pub use key::{Caps, KeyKind, KeyName, ParseKeyNameError};
 pub use pkcs11::init_token;
 pub use sallyport_core::sign::KeyRole;
@@ -149,7 +149,7 @@ pub fn open(
 ) -> Result<Arc<dyn Token>, Error> {
     match config {
         TokenConfig::Pkcs11 { module, token_label, pin_file, timeout_ms, environment } => {
-            Ok(Arc::new(HelperToken::start(Settings {
+            Ok(Arc::new(HelperToken::start(HelperSettings {
                 program,
                 module: module.clone(),
                 label: token_label.clone(),

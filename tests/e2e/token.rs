@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
 use sallyport_e2e::{
     enclave::{Enclave, PIN, Plan, Token, write_secret},
     http::Client,
@@ -97,5 +98,25 @@ fn a_token_that_vanishes_stops_no_chat_and_comes_back_by_itself() -> Result<()> 
     fs::remove_dir(&tokens)?;
     fs::rename(&drawer, &tokens)?;
     scene.token_becomes("ready")?;
+    scene.chat()
+}
+
+#[test]
+fn the_module_lives_in_a_process_that_may_die() -> Result<()> {
+    let mut scene = Scene::new()?;
+    ensure!(!scene.enclave.mapped_files()?.contains("softhsm"), "the box itself loaded the module");
+    let first = scene.enclave.token_process()?;
+    kill(first, Signal::SIGKILL)?;
+    scene.chat()?;
+    let started = Instant::now();
+    while scene.enclave.token_process().is_ok_and(|now| now == first)
+        || scene.enclave.token_process().is_err()
+    {
+        ensure!(started.elapsed() < NOTICED_WITHIN, "no other process serves the token");
+        scene.chat()?;
+    }
+    scene.token_becomes("ready")?;
+    let log = fs::read_to_string(scene.enclave.log())?;
+    ensure!(log.contains("died (signal: 9"), "the log does not say what happened:\n{log}");
     scene.chat()
 }

@@ -352,6 +352,38 @@ impl Enclave {
         Ok(fingerprint.split_whitespace().next().unwrap_or_default().trim_matches('"').to_owned())
     }
 
+    /// The files that are mapped into the box's memory, as the kernel lists them.
+    ///
+    /// # Errors
+    /// When the box does not run.
+    pub fn mapped_files(&self) -> Result<String> {
+        let child = self.running.as_ref().context("it does not run")?;
+        Ok(fs::read_to_string(format!("/proc/{}/maps", child.id()))?)
+    }
+
+    /// The process that loaded the PKCS#11 module for the box: its only child.
+    ///
+    /// # Errors
+    /// When the box does not run, or has no child.
+    pub fn token_process(&self) -> Result<Pid> {
+        let child = self.running.as_ref().context("it does not run")?;
+        for entry in fs::read_dir("/proc")? {
+            let Some(process) = entry?.file_name().to_str().and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            // A process that has just ended is not the one.
+            let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+            // After the name, which stands in brackets: state and parent.
+            let mut words = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+            let alive = words.next().is_some_and(|state| state != "Z");
+            if alive && words.next() == Some(&child.id().to_string()) {
+                return Ok(Pid::from_raw(process));
+            }
+        }
+        bail!("the box has no child")
+    }
+
     /// A field of the box's `/proc/PID/status` in KiB, for example `VmRSS` or `VmHWM`.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    Settings,
+    HelperSettings,
     wire::{self, Answer, Request},
 };
 use crate::Error;
@@ -52,7 +52,7 @@ pub(super) struct Helper {
 
 impl Helper {
     /// Starts one. It knows the server it signs for from its command line: nothing that comes over the socket changes that.
-    pub(super) fn start(settings: &Settings) -> Result<Self, Error> {
+    pub(super) fn start(settings: &HelperSettings) -> Result<Self, Error> {
         let (socket, theirs) = UnixStream::pair().map_err(Error::Helper)?;
         let allowed = ENVIRONMENT.iter().copied().chain(settings.environment.iter().map(|s| &**s));
         let child = Command::new(&settings.program.path)

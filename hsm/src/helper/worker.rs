@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Known, Settings, lock,
+    HelperSettings, Known, lock,
     process::Helper,
     reopen::Reopen,
     wire::{Answer, Open, Request, explain},
@@ -76,7 +76,7 @@ enum What {
 }
 
 impl Worker {
-    pub(super) fn start(settings: Settings, known: Arc<Known>) -> Result<Self, Error> {
+    pub(super) fn start(settings: HelperSettings, known: Arc<Known>) -> Result<Self, Error> {
         let (queue, jobs) = sync_channel(QUEUE_MAX);
         let (running, ended) = sync_channel(0);
         let timeout = settings.timeout;
@@ -142,7 +142,7 @@ enum PinSource {
 
 /// The inside.
 struct Thread {
-    settings: Settings,
+    settings: HelperSettings,
     known: Arc<Known>,
     helper: Option<Helper>,
     reopen: Reopen,
@@ -175,6 +175,8 @@ impl Thread {
         let answer = match job.what {
             What::Ask(retry, request) => self.attempt(retry, &request),
             What::Reopen(pin) => {
+                // A fresh process: nothing that happened before stands in its way.
+                self.helper = None;
                 self.reopen = Reopen::NOW;
                 self.open(Some(pin)).map(|()| Answer::Done)
             }

@@ -12,7 +12,7 @@ use std::{
 
 use sallyport_core::sign::verify;
 use sallyport_hsm::{Class, Error, Health, HelperToken, KeyKind, KeyName, KeyRole, Pin, Token};
-use sallyport_hsm_faults::{Fault, Function, Orders, Times};
+use sallyport_hsm_faults::{Fault, Function, ORDERS, Orders, Times};
 
 use crate::{
     requests::{policy, x_matrix},
@@ -285,6 +285,17 @@ fn a_pin_that_was_given_by_hand_outlives_the_session_and_not_the_helper() {
     assert!(locked.to_string().contains("given by hand and is not kept"), "{locked}");
     faulty.token.reopen(pin()).unwrap();
     faulty.sign().unwrap();
+}
+
+#[test]
+fn the_module_gets_no_environment_but_what_is_configured() {
+    let hsm = SoftHsm::new();
+    let mut settings = softhsm::settings(&module(), &hsm.label, &hsm.pin_file, TIMEOUT);
+    // Without the variable with the real module the faulty one does not load.
+    settings.environment = vec![ORDERS.to_owned()];
+    let token = HelperToken::start(settings).unwrap();
+    let missing = token.keys().unwrap_err().to_string();
+    assert!(missing.contains("cannot be loaded"), "{missing}");
 }
 
 /// A token behind the faulty module, with an event key, and no order given yet.

@@ -17,7 +17,7 @@ use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     session::{Session, UserType},
 };
-use sallyport_hsm::{HelperProgram, HelperToken, Pin, Settings, init_token};
+use sallyport_hsm::{HelperProgram, HelperSettings, HelperToken, Pin, init_token};
 
 use sallyport_hsm_faults::{ORDERS, REAL};
 
@@ -94,8 +94,13 @@ pub(crate) fn start(module: &Path, label: &str, pin_file: &Path) -> HelperToken 
     HelperToken::start(settings(module, label, pin_file, TIMEOUT)).unwrap()
 }
 
-pub(crate) fn settings(module: &Path, label: &str, pin_file: &Path, timeout: Duration) -> Settings {
-    Settings {
+pub(crate) fn settings(
+    module: &Path,
+    label: &str,
+    pin_file: &Path,
+    timeout: Duration,
+) -> HelperSettings {
+    HelperSettings {
         program: program(),
         module: module.to_owned(),
         label: label.to_owned(),

@@ -47,6 +47,8 @@ pub(super) fn token_text(token: &TokenStatus) -> String {
         TokenStatus::Starting => "being opened".to_owned(),
         TokenStatus::Ready => "ready".to_owned(),
         TokenStatus::Locked { why } => format!("LOCKED: {why}"),
+        TokenStatus::Absent { why, attempts: 0 } => format!("ABSENT: {why}"),
+        TokenStatus::Absent { why, attempts: 1 } => format!("ABSENT, tried once: {why}"),
         TokenStatus::Absent { why, attempts } => format!("ABSENT, tried {attempts} times: {why}"),
     }
 }
