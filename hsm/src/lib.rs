@@ -118,8 +118,8 @@ pub enum TokenConfig {
         token_label: String,
         /// File with the PIN, readable by its owner only.
         pin_file: PathBuf,
-        /// Milliseconds that the token has to answer before it counts as stuck. At least the slowest single operation of
-        /// the device: smart cards take seconds to make a key.
+        /// Milliseconds that the token has to answer before the process with its module is killed. At least the slowest
+        /// single operation of the device: smart cards take seconds to make a key.
         #[serde(default = "default_timeout_ms")]
         timeout_ms: u64,
         /// Names of environment variables that the module needs, for example `YUBIHSM_PKCS11_CONF`. It is given these and

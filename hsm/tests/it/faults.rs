@@ -132,6 +132,20 @@ faults! {
         error
     };
 
+    a_module_crashes_at_the_login: Row {
+        fault: "the module crashes or hangs while it is given the PIN",
+        sees: Some("the token is not open: the process with the PKCS#11 module died"),
+        goes_on: "as after any crash: nobody knows whether this cost an attempt, so the box stops before the last one",
+        kept: "the last attempt at the PIN, where the token tells how many are left",
+    }, |faulty| {
+        faulty.order(Function::Sign, Times::Once, SESSION_HANDLE_INVALID);
+        faulty.order(Function::Login, Times::Once, Fault::Crash);
+        let error = faulty.sign().err();
+        eventually("a signature by another helper", || faulty.sign().is_ok());
+        assert_eq!(faulty.orders.calls(Function::Login), 2);
+        error
+    };
+
     a_signature_is_wrong_once: Row {
         fault: "a wrong signature, once",
         sees: None,

@@ -238,6 +238,18 @@ fn the_configuration_is_strict() {
         serde_json::from_str(r#"{"kind":"software","path":"/var/lib/keys"}"#).unwrap();
     let path = PathBuf::from("/var/lib/keys");
     assert_eq!(software, TokenConfig::Software { path, delay_ms: 0 });
+    let token: TokenConfig = serde_json::from_str(
+        r#"{"kind":"pkcs11","module":"/m.so","token_label":"alpha","pin_file":"/pin"}"#,
+    )
+    .unwrap();
+    let expected = TokenConfig::Pkcs11 {
+        module: PathBuf::from("/m.so"),
+        token_label: "alpha".to_owned(),
+        pin_file: PathBuf::from("/pin"),
+        timeout_ms: 10_000,
+        environment: Vec::new(),
+    };
+    assert_eq!(token, expected);
     for text in [
         r#"{"kind":"software"}"#,
         r#"{"kind":"software","path":"/k","dealy_ms":1}"#,
