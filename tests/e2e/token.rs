@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use nix::sys::signal::{Signal, kill};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use sallyport_e2e::{
     enclave::{Enclave, PIN, Plan, Token, write_secret},
     http::Client,
@@ -118,5 +121,19 @@ fn the_module_lives_in_a_process_that_may_die() -> Result<()> {
     scene.token_becomes("ready")?;
     let log = fs::read_to_string(scene.enclave.log())?;
     ensure!(log.contains("died (signal: 9"), "the log does not say what happened:\n{log}");
-    scene.chat()
+    scene.chat()?;
+
+    let second = scene.enclave.token_process()?;
+    scene.enclave.kill()?;
+    let started = Instant::now();
+    while is_running(second) {
+        ensure!(started.elapsed() < NOTICED_WITHIN, "the token's process outlives the box");
+    }
+    Ok(())
+}
+
+/// Whether a process is there and is more than an entry in the kernel's table.
+fn is_running(process: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
