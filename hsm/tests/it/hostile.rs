@@ -9,6 +9,7 @@ use std::{
 };
 
 use minicbor::{Encoder, encode};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use sallyport_hsm::{KeyKind, KeyName, KeyRole, Token};
 
 use crate::softhsm::{PIN, SoftHsm, module, program};
@@ -183,4 +184,17 @@ fn the_helper_has_given_up_what_it_does_not_need() {
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     let core: Vec<_> = core.split_whitespace().skip(4).take(2).collect();
     assert_eq!(core, ["0", "0"]);
+}
+
+#[test]
+fn the_helper_keeps_no_file_that_it_inherits() {
+    let hsm = SoftHsm::new();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let mut captured = Captured::opened(&hsm);
+    drop(theirs);
+    ours.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    // The end of the stream: nobody has the other end any more.
+    assert_eq!(ours.read(&mut [0]).unwrap(), 0);
+    assert!(captured.child.try_wait().unwrap().is_none());
 }
