@@ -1,7 +1,8 @@
 //! Threads, reactions and edits, and receipts in threads.
 
 use ruma::{
-    EventId, OwnedEventId, RoomId, api::client::room::create_room::v3::RoomPreset,
+    EventId, OwnedEventId, RoomId, RoomVersionId,
+    api::client::room::create_room::v3::{Request as CreateRoom, RoomPreset},
     events::receipt::ReceiptThread,
 };
 use sallyport::service::rooms::{
@@ -12,7 +13,7 @@ use sallyport::service::rooms::{
 use sallyport_store::Direction;
 use serde_json::{Value, json};
 
-use crate::member::{Member, NOW, TestBox, values};
+use crate::member::{Member, NOW, TestBox, bodies, values};
 
 fn relate(
     member: &Member,
@@ -117,6 +118,40 @@ fn nobody_says_the_same_of_an_event_twice() {
     react(&bob, "👍").unwrap();
     alice.redact(&room, &first);
     react(&alice, "👍").unwrap();
+}
+
+#[test]
+fn members_redact_their_own_and_those_with_power_what_others_sent() {
+    let test = TestBox::new();
+    let (alice, bob) = (test.member("alice"), test.member("bob"));
+    for version in [RoomVersionId::V10, RoomVersionId::V11, RoomVersionId::V12] {
+        let mut request = CreateRoom::new();
+        request.preset = Some(RoomPreset::PublicChat);
+        request.room_version = Some(version.clone());
+        let room = alice.create_with(request);
+        bob.join(&room);
+        let elsewhere = alice.say(&alice.create(RoomPreset::PrivateChat), "elsewhere");
+        let create = values(&alice.sync(None).rooms.join[&room].timeline.events)[0].clone();
+        let create = EventId::parse(create["event_id"].as_str().unwrap()).unwrap();
+        let (of_alice, of_bob) = (alice.say(&room, "one"), bob.say(&room, "two"));
+        let more = bob.say(&room, "three");
+        let unknown = ruma::owned_event_id!("$unknown");
+        let redact = |member: &Member, target: &EventId| {
+            let mut wish = member.wish(&room, "m.room.redaction", json!({}), None);
+            wish.intent.redacts = Some(target.to_owned());
+            rooms::send(&member.app, wish)
+        };
+        assert!(matches!(redact(&bob, &of_alice), Err(Error::Forbidden(_))), "{version}");
+        assert!(matches!(redact(&bob, &unknown), Err(Error::NotFound(_))), "{version}");
+        assert!(matches!(redact(&alice, &create), Err(Error::Forbidden(_))), "{version}");
+        assert!(matches!(redact(&alice, &elsewhere), Err(Error::Invalid(_))), "{version}");
+        redact(&bob, &of_bob).unwrap();
+        redact(&alice, &more).unwrap();
+        let content = json!({ "redacts": of_alice });
+        let as_state = bob.set_state(&room, "m.room.redaction", bob.id().as_str(), content);
+        assert!(as_state.is_err(), "{version}");
+        assert_eq!(bodies(&alice.sync(None).rooms.join[&room].timeline.events), ["one"]);
+    }
 }
 
 #[test]

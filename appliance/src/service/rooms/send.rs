@@ -5,6 +5,7 @@
 
 use ruma::{
     CanonicalJsonValue, EventId, OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedTransactionId,
+    events::TimelineEventType,
 };
 use sallyport_core::{
     limits::DRAFTS_MAX,
@@ -80,8 +81,43 @@ pub fn attempt(app: &App, wish: &Wish) -> Result<Attempt, Error> {
         }
         let view = read.view(&wish.room_id)?;
         let draft = room::draft(&view, &wish.room_id, wish.intent.clone())?;
-        Ok(Attempt::Draft(draft.map_err(Error::Refused)?))
+        let draft = draft.map_err(Error::Refused)?;
+        if wish.intent.kind == TimelineEventType::RoomRedaction {
+            check_redaction(read, wish)?;
+        }
+        Ok(Attempt::Draft(draft))
     })
+}
+
+/// Whether a member may redact what they want to: their own events, and with the power to redact those of others.
+///
+/// The rules that servers apply to one another are wider ([`room::may_redact`]): a server vouches for its own users.
+fn check_redaction(read: &Read<'_>, wish: &Wish) -> Result<(), Error> {
+    const NOT_YOURS: Error = Error::Forbidden("you may not redact what others have sent");
+    let Intent { sender, redacts, .. } = &wish.intent;
+    let target = redacts.as_deref().ok_or(Error::Invalid("a redaction names its event"))?;
+    let target = read.event(target)?;
+    if let Some(target) = &target {
+        if target.pdu.room_id() != wish.room_id {
+            return Err(Error::Invalid("the event is in another room"));
+        }
+        if matches!(target.pdu.kind(), TimelineEventType::RoomCreate) {
+            return Err(Error::Forbidden("what created the room cannot be redacted"));
+        }
+        if target.pdu.sender() == sender {
+            return Ok(());
+        }
+    }
+    let view = read.view(&wish.room_id)?;
+    let (Some(room), Some(rules)) = (view.room(), view.rules()) else {
+        return Err(Error::NotInRoom);
+    };
+    let levels = room::power_levels(&view, room.state, &rules)?;
+    if levels.is_some_and(|levels| levels.user_can_redact_event_of_other(sender)) {
+        Ok(())
+    } else {
+        Err(target.map_or(Error::NotFound("there is no such event"), |_| NOT_YOURS))
+    }
 }
 
 /// Makes a draft part of its room; a redaction takes effect in the same command.
