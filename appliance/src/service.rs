@@ -14,6 +14,7 @@ pub mod ignored;
 pub mod interactive;
 pub mod keys;
 pub mod media;
+pub mod notifications;
 pub mod order;
 pub mod own_keys;
 pub mod passwords;

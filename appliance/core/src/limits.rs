@@ -255,12 +255,16 @@ pub const THUMBNAILS_AT_ONCE: usize = 2;
 pub const PAGE_EVENTS_MAX: usize = 1000;
 /// Events that one search for a text may look at: then its page ends early.
 pub const SEARCH_EVENTS_MAX: usize = 10_000;
-/// Events of one room that such a search reads at a time.
-pub const SEARCH_SLICE_EVENTS: usize = 100;
+/// Events of one room that are read at a time when several rooms are read together.
+pub const MERGE_SLICE_EVENTS: usize = 100;
 /// Events that one page of such a search may find.
 pub const SEARCH_RESULTS_MAX: usize = 100;
 /// Events before and after an event that such a search may show with it.
 pub const SEARCH_CONTEXT_MAX: usize = 20;
+/// Notifications that one page may list.
+pub const NOTIFICATIONS_MAX: usize = 100;
+/// Events that are looked at for one page of notifications: then it ends early.
+pub const NOTIFICATION_EVENTS_MAX: usize = 2_000;
 /// Rooms that a room may have replaced, one the other, and that are searched along with it.
 pub const PREDECESSORS_MAX: usize = 10;
 /// Relations that are followed from an event to those that relate to it over others.

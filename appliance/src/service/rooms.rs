@@ -8,6 +8,7 @@ pub mod create;
 pub mod directory;
 pub mod format;
 pub mod membership;
+pub mod merge;
 pub mod receipts;
 pub mod relations;
 pub mod search;

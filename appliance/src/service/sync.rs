@@ -9,10 +9,7 @@ mod room;
 pub mod token;
 pub mod unread;
 
-use std::{
-    collections::BTreeSet,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-};
+use std::collections::BTreeSet;
 
 use ruma::{
     OwnedRoomId, RoomId, UInt,
@@ -41,8 +38,7 @@ use self::{
 };
 use super::{
     account_data,
-    ignored::Ignored,
-    push_rules::{self, PushRuleError},
+    push_rules::PushRuleError,
     rooms::format::{Format, MembershipThen},
     sessions::Identity,
 };
@@ -150,7 +146,7 @@ struct Sync<'a, 'c> {
 
 impl Sync<'_, '_> {
     fn add_rooms(&self, response: &mut Response) -> Result<(), Error> {
-        let rules = self.rules()?;
+        let rules = Rules::of(self.read, &self.query.identity.user_id)?;
         let mut company = Company::default();
         for place in self.places()? {
             let Some(room) = self.read.room(&place.room_id)? else { continue };
@@ -383,17 +379,6 @@ impl Sync<'_, '_> {
             response.presence.events.push(raw(&event)?);
         }
         Ok(newest)
-    }
-
-    fn rules(&self) -> Result<Rules, Error> {
-        let user_id = &self.query.identity.user_id;
-        let stored = self.read.account_data(user_id, None, push_rules::ACCOUNT_DATA_TYPE)?;
-        let mut hasher = DefaultHasher::new();
-        stored.hash(&mut hasher);
-        let ruleset = push_rules::rules(self.read, user_id)?;
-        let ignored = Ignored::by(self.read, user_id)?;
-        ignored.hash(&mut hasher);
-        Ok(Rules { ruleset, ignored, fingerprint: hasher.finish() })
     }
 }
 

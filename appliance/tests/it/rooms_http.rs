@@ -410,3 +410,24 @@ async fn a_room_is_searched_with_the_one_it_replaced() {
     let one = find(&alice, None, "needle", &json!({ "filter": { "rooms": [old] } })).await;
     assert_eq!(found(&one), [before]);
 }
+
+#[tokio::test]
+async fn notifications_are_paged() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = open_box(&folder);
+    let alice = Client::register(&router, "alice").await;
+    let bob = Client::register(&router, "bob").await;
+    let room = alice.create(&json!({ "preset": "public_chat" })).await;
+    bob.ok("POST", &format!("/_matrix/client/v3/join/{room}"), &json!({})).await;
+    let first = alice.send(&room, "1", "one").await;
+    let second = alice.send(&room, "2", "two").await;
+    let path = "/_matrix/client/v3/notifications?limit=1";
+    let page = bob.get(path).await;
+    let newest = &page["notifications"][0];
+    assert_eq!((&newest["event"]["event_id"], &newest["room_id"]), (&json!(second), &json!(room)));
+    assert_eq!((&newest["read"], &newest["actions"][0]), (&json!(false), &json!("notify")));
+    let from = page["next_token"].as_str().unwrap();
+    let page = bob.get(&format!("{path}&from={from}")).await;
+    assert_eq!(page["notifications"][0]["event"]["event_id"], first.as_str());
+    assert_eq!(bob.get(&format!("{path}&only=highlight")).await["notifications"], json!([]));
+}

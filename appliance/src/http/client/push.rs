@@ -9,6 +9,7 @@ use ruma::{
     api::{
         client::push::{
             delete_pushrule::v3 as delete_rule,
+            get_notifications::v3::{self as get_notifications, Notification},
             get_pushers::v3 as get_pushers,
             get_pushrule::v3 as get_rule,
             get_pushrule_actions::v3 as get_actions,
@@ -27,14 +28,23 @@ use ruma::{
 use sallyport_core::limits::{ACCOUNT_DATA_BYTES_MAX, IDENTIFIER_BYTES_MAX, PUSHERS_MAX};
 use sallyport_store::StoredPusher;
 
+use super::{
+    state::format,
+    timeline::limit,
+    tokens::{page_token, position_of},
+};
 use crate::{
     app::App,
     http::{Routes, error::ApiError, route::route},
     service::{
+        notifications::{self, NotificationQuery},
         push_rules::{self, PushRuleError},
         sessions::Identity,
     },
 };
+
+/// Notifications of a page whose request names no limit.
+const NOTIFICATIONS_DEFAULT: usize = 20;
 
 /// The endpoints of this section.
 pub(super) fn routes() -> Routes {
@@ -50,6 +60,7 @@ pub(super) fn routes() -> Routes {
         route(put_enabled),
         route(pushers),
         route(put_pusher),
+        route(notifications),
     ]
 }
 
@@ -196,6 +207,40 @@ async fn put_pusher(
         _ => return Err(ApiError::invalid_param("This change of a pusher is not known.")),
     }
     Ok(set_pusher::Response::new())
+}
+
+async fn notifications(
+    app: Arc<App>,
+    identity: Identity,
+    request: get_notifications::Request,
+) -> Result<get_notifications::Response, ApiError> {
+    let now = (app.clock)();
+    app.run(move |app| {
+        app.store.read(|read| {
+            let query = NotificationQuery {
+                before: position_of(read, request.from.as_deref())?,
+                limit: request.limit.map_or(NOTIFICATIONS_DEFAULT, limit),
+                highlights_only: request.only.as_deref() == Some("highlight"),
+            };
+            let page = notifications::list(read, &identity.user_id, query)?;
+            let mut response = get_notifications::Response::new(Vec::new());
+            for found in page.notifications {
+                let event = format(read, &found.room, &identity, now).event(&found.event)?;
+                let ts = found.event.pdu.origin_server_ts().to_matrix();
+                let room_id = found.room.room_id;
+                response.notifications.push(Notification::new(
+                    found.actions,
+                    event,
+                    found.read,
+                    room_id,
+                    ts,
+                ));
+            }
+            response.next_token = page.next.map(|next| page_token(read, next)).transpose()?;
+            Ok::<_, ApiError>(response)
+        })
+    })
+    .await
 }
 
 fn no_such_rule() -> ApiError {

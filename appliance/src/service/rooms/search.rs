@@ -3,7 +3,7 @@
 //! [Server side search](https://spec.matrix.org/v1.19/client-server-api/#server-side-search). There is no index: the newest
 //! events are read until enough are found, at most [`SEARCH_EVENTS_MAX`]. What is encrypted only clients can search.
 
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 
 use ruma::{
     OwnedRoomId, UserId,
@@ -11,16 +11,16 @@ use ruma::{
     events::{StateEventType, TimelineEventType},
 };
 use sallyport_core::limits::{
-    PREDECESSORS_MAX, SEARCH_EVENTS_MAX, SEARCH_RESULTS_MAX, SEARCH_SLICE_EVENTS,
-    SEARCH_TERM_BYTES_MAX,
+    PREDECESSORS_MAX, SEARCH_EVENTS_MAX, SEARCH_RESULTS_MAX, SEARCH_TERM_BYTES_MAX,
 };
-use sallyport_store::{Error as StoreError, Read, Room, StoredEvent};
+use sallyport_store::{Error as StoreError, Read, StoredEvent};
 use serde::Deserialize;
 
 use super::{
     Error,
     access::{Eyes, Glimpse, look},
     membership::joined_rooms,
+    merge::Merge,
     timeline::{Page, PageQuery, page},
 };
 use crate::service::sync::filter::passes;
@@ -81,14 +81,16 @@ pub fn texts(
     for glimpse in glimpses.values() {
         eyes.insert(glimpse.room.nid, Eyes::new(read, &glimpse.room, user_id)?);
     }
-    let mut merge = Merge::new(read, glimpses.values().map(|glimpse| &glimpse.room), query.before);
+    let searched = glimpses.values().map(|glimpse| &glimpse.room);
+    let mut merge =
+        Merge::new(searched, query.before, |room, before, limit| read.texts(room, before, limit));
     let mut looked_at = 0;
-    while let Some((room, event)) = merge.next()? {
+    while let Some((room, event)) = merge.advance()? {
         looked_at += 1;
         let position = event.position;
         if mentions(&event, query.keys, &found.words)
             && passes(&filter, &event)
-            && let (Some(glimpse), Some(eyes)) = (glimpses.get(&room), eyes.get_mut(&room))
+            && let (Some(glimpse), Some(eyes)) = (glimpses.get(&room.nid), eyes.get_mut(&room.nid))
             && eyes.see(&event)?
         {
             found.events.push((glimpse.clone(), event));
@@ -171,46 +173,4 @@ fn mentions(event: &StoredEvent, keys: Option<&[SearchKeys]>, words: &[String]) 
     let Some(text) = event.pdu.content_field::<String>(field) else { return false };
     let text = text.to_lowercase();
     words.iter().all(|word| text.contains(word))
-}
-
-/// The texts of several rooms, the newest first. A room is read when its turn may have come.
-struct Merge<'r, 'c> {
-    read: &'r Read<'c>,
-    /// The rooms by the position that their next event has at most.
-    turns: BinaryHeap<(i64, i64)>,
-    rooms: BTreeMap<i64, (&'r Room, Vec<StoredEvent>)>,
-}
-
-impl<'r, 'c> Merge<'r, 'c> {
-    fn new(read: &'r Read<'c>, rooms: impl Iterator<Item = &'r Room>, before: Option<i64>) -> Self {
-        let rooms: BTreeMap<_, _> = rooms.map(|room| (room.nid, (room, Vec::new()))).collect();
-        let end = before.map_or(i64::MAX, |before| before.saturating_sub(1));
-        let turns = rooms.iter().map(|(nid, (room, _))| (room.newest.min(end), *nid)).collect();
-        Self { read, turns, rooms }
-    }
-
-    fn is_exhausted(&self) -> bool {
-        self.turns.is_empty()
-    }
-
-    fn next(&mut self) -> Result<Option<(i64, StoredEvent)>, StoreError> {
-        while let Some((at, nid)) = self.turns.pop() {
-            let Some((room, slice)) = self.rooms.get_mut(&nid) else { continue };
-            if slice.is_empty() {
-                *slice = self.read.texts(room, at.saturating_add(1), SEARCH_SLICE_EVENTS)?;
-                slice.reverse();
-            }
-            let Some(event) = slice.pop() else { continue };
-            let position = event.position.unwrap_or(i64::MIN);
-            if position < at {
-                // Another room may have a newer one.
-                slice.push(event);
-                self.turns.push((position, nid));
-            } else {
-                self.turns.push((position.saturating_sub(1), nid));
-                return Ok(Some((nid, event)));
-            }
-        }
-        Ok(None)
-    }
 }

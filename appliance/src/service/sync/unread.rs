@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     pin::pin,
     sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -26,7 +27,14 @@ use sallyport_core::{
 use sallyport_store::{Direction, Error, Read, Room, StoredEvent};
 use serde_json::value::RawValue;
 
-use crate::service::{ignored::Ignored, rooms::relations::thread_root};
+use crate::service::{
+    ignored::Ignored,
+    push_rules::{self, PushRuleError},
+    rooms::relations::thread_root,
+};
+
+/// Member events of a user that are looked at to find when they joined.
+const MEMBER_EVENTS_READ: usize = 50;
 
 /// Unread counts of members, as far as they have been counted.
 #[derive(Default)]
@@ -60,7 +68,7 @@ struct Counted {
 
 /// How far a member has read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct ReadTo {
+pub struct ReadTo {
     all: i64,
     main: i64,
     threads: BTreeMap<String, i64>,
@@ -74,6 +82,21 @@ pub struct Rules {
     pub ignored: Ignored,
     /// Tells these from others: what was counted by others does not count.
     pub fingerprint: u64,
+}
+
+impl Rules {
+    /// What decides for a member.
+    ///
+    /// # Errors
+    /// If the stored rules are damaged or the database fails.
+    pub fn of(read: &Read<'_>, user_id: &UserId) -> Result<Self, PushRuleError> {
+        let stored = read.account_data(user_id, None, push_rules::ACCOUNT_DATA_TYPE)?;
+        let ignored = Ignored::by(read, user_id)?;
+        let mut hasher = DefaultHasher::new();
+        (&stored, &ignored).hash(&mut hasher);
+        let ruleset = push_rules::rules(read, user_id)?;
+        Ok(Self { ruleset, ignored, fingerprint: hasher.finish() })
+    }
 }
 
 impl Unread {
@@ -157,12 +180,12 @@ impl Counts {
 }
 
 impl ReadTo {
-    fn of(read: &Read<'_>, room: &Room, user_id: &UserId) -> Result<Self, Error> {
-        // Nobody has to read what was said before they came.
-        let joined = read.membership(room, user_id)?;
-        let joined = joined
-            .filter(|place| place.membership == MembershipState::Join)
-            .map_or(i64::MAX, |place| place.position);
+    /// How far a member has read a room. Nobody has to read what was said before they came.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn of(read: &Read<'_>, room: &Room, user_id: &UserId) -> Result<Self, Error> {
+        let joined = joined_at(read, room, user_id)?.unwrap_or(i64::MAX);
         let mut read_to = Self { all: joined, main: i64::MIN, threads: BTreeMap::new() };
         for receipt in read.receipts_of(room, user_id)? {
             match receipt.thread.as_deref() {
@@ -177,7 +200,9 @@ impl ReadTo {
         Ok(read_to)
     }
 
-    fn of_thread(&self, thread: Option<&OwnedEventId>) -> i64 {
+    /// The position up to which a thread is read, or what is outside of threads.
+    #[must_use]
+    pub fn of_thread(&self, thread: Option<&OwnedEventId>) -> i64 {
         let of_thread = match thread {
             Some(root) => self.threads.get(root.as_str()).copied().unwrap_or(i64::MIN),
             None => self.main,
@@ -202,6 +227,10 @@ impl Counted {
             return;
         }
         let own = event.pdu.sender() == user_id;
+        // A new name in a hundred rooms says nothing of what was read there.
+        if own && event.pdu.state_key().is_some() {
+            return;
+        }
         let count = match thread {
             Some(root) if !own => self.unread.threads.entry(root).or_default(),
             Some(root) => {
@@ -223,6 +252,25 @@ impl Counted {
             }
         }
     }
+}
+
+/// The position at which a joined member came. A new name or picture since then is no second coming.
+///
+/// # Errors
+/// If the database fails.
+pub fn joined_at(read: &Read<'_>, room: &Room, user_id: &UserId) -> Result<Option<i64>, Error> {
+    let place = read.membership(room, user_id)?;
+    let Some(place) = place.filter(|place| place.membership == MembershipState::Join) else {
+        return Ok(None);
+    };
+    let kind = StateEventType::RoomMember;
+    let key = user_id.as_str();
+    let changes = read.state_history(room, &kind, key, place.position, MEMBER_EVENTS_READ)?;
+    let came = changes.iter().map_while(|event| {
+        let membership = event.pdu.content_field::<MembershipState>("membership");
+        (membership == Some(MembershipState::Join)).then_some(event.position).flatten()
+    });
+    Ok(Some(came.last().unwrap_or(place.position)))
 }
 
 /// What the rules say of an event.
