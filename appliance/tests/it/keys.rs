@@ -293,6 +293,11 @@ async fn backups_have_versions_and_count_their_keys() {
     let old = ask("PUT", format!("keys/{room}/s1?version=1"), key(1)).await;
     assert_eq!(old.json["current_version"], "2");
     assert_eq!(old.error(), (403, "M_WRONG_ROOM_KEYS_VERSION".into()));
+    let mut named = algorithm.clone();
+    for (version, status) in [("2", 200), ("1", 400)] {
+        named["version"] = version.into();
+        assert_eq!(ask("PUT", "version/2".into(), named.clone()).await.status, status);
+    }
     let mut other = algorithm;
     other["algorithm"] = "other".into();
     let changed = ask("PUT", "version/2".into(), other).await;

@@ -60,6 +60,12 @@ struct Algorithm {
     auth_data: Box<RawValue>,
 }
 
+/// The version that the body of a change may name once more.
+#[derive(Deserialize)]
+struct Named {
+    version: Option<String>,
+}
+
 /// What `KeyBackupData` is on the wire.
 #[derive(Deserialize, Serialize)]
 struct Key {
@@ -112,6 +118,10 @@ async fn update(
 ) -> Result<update_version::Response, ApiError> {
     let number = number(&request.version)?;
     let new: Algorithm = parse(&request.algorithm)?;
+    let Named { version } = parse(&request.algorithm)?;
+    if version.is_some_and(|version| version != request.version) {
+        return Err(ApiError::invalid_param("The body names another version than the path."));
+    }
     let backup = find(&app, identity.clone(), Some(number)).await?;
     if backup.algorithm != new.algorithm {
         return Err(ApiError::invalid_param("The algorithm of a backup does not change."));
