@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, DeviceId, UserId,
     encryption::{DeviceKeys, KeyUsage},
+    serde::{Base64, base64::Standard},
     signatures::to_canonical_json_string_for_signing,
 };
 use vodozemac::{Curve25519PublicKey, Ed25519PublicKey, Ed25519Signature};
@@ -166,7 +167,7 @@ pub fn verify_device_keys(
             return Err(bad());
         }
         if id.as_str() == key_id {
-            ed25519 = Some(Ed25519PublicKey::from_base64(key).map_err(|_| bad())?);
+            ed25519 = Some(signing_key(key).ok_or_else(bad)?);
         } else if id.as_str().starts_with("curve25519:") {
             Curve25519PublicKey::from_base64(key).map_err(|_| bad())?;
         }
@@ -183,7 +184,15 @@ pub fn device_signing_key(json: &str, device: &DeviceId) -> Option<Ed25519Public
     let keys: DeviceKeys = serde_json::from_str(json).ok()?;
     let wanted = format!("ed25519:{device}");
     let (_, key) = keys.keys.iter().find(|(id, _)| id.as_str() == wanted)?;
-    Ed25519PublicKey::from_base64(key).ok()
+    signing_key(key)
+}
+
+/// A public signing key in Base64.
+#[must_use]
+pub fn signing_key(text: &str) -> Option<Ed25519PublicKey> {
+    // Vodozemac's own reading panics at 33 bytes without padding.
+    let bytes = Base64::<Standard>::parse(text).ok()?;
+    Ed25519PublicKey::from_slice(bytes.as_bytes().try_into().ok()?).ok()
 }
 
 /// Verifies a one-time or fallback key against the signing key of its device, and answers its canonical form.
@@ -247,7 +256,7 @@ impl CrossSigningPublicKey {
             return Err(KeyError::BadKey("ed25519".to_owned()));
         };
         let bad = || KeyError::BadKey(id.to_string());
-        let public = Ed25519PublicKey::from_base64(key).map_err(|_| bad())?;
+        let public = signing_key(key).ok_or_else(bad)?;
         let key_id = format!("ed25519:{key}");
         if id.as_str() != key_id {
             return Err(bad());
@@ -324,6 +333,16 @@ mod tests {
             "signatures": {},
         });
         sign(object, user_id!("@alice:alpha.test"), "ed25519:DEVICE", key)
+    }
+
+    #[test]
+    fn a_signing_key_has_32_bytes() {
+        let key = Ed25519SecretKey::new().public_key();
+        assert_eq!(signing_key(&key.to_base64()), Some(key));
+        assert_eq!(signing_key(&format!("{}=", key.to_base64())), Some(key));
+        for length in [0, 42, 44, 64] {
+            assert_eq!(signing_key(&"/".repeat(length)), None, "{length}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use ruma::{DeviceId, OwnedUserId, UserId, encryption::KeyUsage};
 use sallyport_core::{
-    e2ee::{CrossSigningPublicKey, KeyError, SignedObject},
+    e2ee::{CrossSigningPublicKey, KeyError, SignedObject, signing_key},
     limits::{DEVICE_KEYS_BYTES_MAX, KEY_SIGNATURES_MAX},
 };
 use sallyport_store::{CrossSigningKey, KeySignature, Read, Store};
@@ -302,7 +302,7 @@ fn cross_signing_key(
 ) -> sallyport_store::Result<BTreeMap<String, Ed25519PublicKey>> {
     let key = read.cross_signing_key(user_id, usage)?;
     let parsed = key.and_then(|key| {
-        let public = Ed25519PublicKey::from_base64(&key.public_key).ok()?;
+        let public = signing_key(&key.public_key)?;
         Some((format!("ed25519:{}", key.public_key), public))
     });
     Ok(parsed.into_iter().collect())

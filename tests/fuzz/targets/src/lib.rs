@@ -4,6 +4,8 @@
 
 #![expect(clippy::expect_used, reason = "a target reports what it finds by panicking")]
 
+mod request;
+
 use ruma::{ServerName, server_name, signatures::PublicKeySet};
 use sallyport_core::{
     admin::{Approval, verify},
@@ -14,6 +16,8 @@ use sallyport_core::{
     roster::{self, Head, Mode, Roster},
     time::Millis,
 };
+
+pub use self::request::request;
 
 /// The time at which everything is read, in the year 2026.
 const NOW: Millis = Millis(1_795_000_000_000);

@@ -7,6 +7,8 @@ use std::{fs, path::Path};
 
 /// Damaged copies per seed.
 const COPIES: u64 = 2_000;
+/// Damaged copies of a request: many reach the disk.
+const REQUEST_COPIES: u64 = 60;
 
 macro_rules! smoke {
     ($($target:ident),* $(,)?) => {
@@ -36,6 +38,7 @@ smoke!(
     manifest,
     pdu,
     record,
+    request,
     roster_csv,
     roster_file,
     roster_scim
@@ -47,10 +50,11 @@ fn run(name: &str, target: fn(&[u8])) {
         entries(&folder).iter().map(|file| fs::read(folder.join(file)).unwrap()).collect();
     assert!(!seeds.is_empty(), "{name} has no seeds");
     target(&[]);
+    let copies = if name == "request" { REQUEST_COPIES } else { COPIES };
     for (index, seed) in seeds.iter().enumerate() {
         target(seed);
         let mut random = Random(index as u64 + 1);
-        for _ in 0..COPIES {
+        for _ in 0..copies {
             let mut copy = seed.clone();
             for _ in 0..=random.below(3) {
                 damage(&mut copy, &seeds, &mut random);
