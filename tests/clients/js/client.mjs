@@ -112,7 +112,20 @@ class Session {
         });
         await this.client.startClient({ initialSyncLimit: 30, lazyLoadMembers: true, pollTimeout: 10_000 });
         await this.until(() => (this.client.isInitialSyncComplete() ? true : undefined), 20_000, "the first sync");
+        await this.keysUploaded();
         return { user: userId, device: deviceId };
+    }
+
+    /** The SDK uploads its keys at leisure after the first sync. Until then nobody can write to this device. */
+    async keysUploaded() {
+        const ask = (path, body) => this.client.http.authedRequest(sdk.Method.Post, path, undefined, body);
+        const by = Date.now() + 20_000;
+        for (;;) {
+            const { one_time_key_counts: counts } = await ask("/keys/upload", {});
+            if (counts?.signed_curve25519 > 0) return;
+            if (Date.now() > by) throw new Error("waited 20000 ms for the keys to be uploaded");
+            await new Promise((resolve) => setTimeout(resolve, 20));
+        }
     }
 
     // Rooms
