@@ -9,12 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use sallyport_e2e::{
-    enclave::{Enclave, Plan},
-    http::Client,
-    person::word,
-    place::Place,
-};
+use sallyport_e2e::{enclave::Enclave, http::Client, person::word};
 use serde_json::json;
 
 use crate::{
@@ -31,7 +26,7 @@ const SIGNED_WITHIN: Duration = Duration::from_secs(300);
 /// Imports a roster of many new people, and then the same one with a change.
 pub(crate) fn roster(table: &mut Table, _peer: Option<SocketAddr>) -> Result<()> {
     let folder = folder()?;
-    let enclave = enclave("alpha", folder.path())?;
+    let enclave = Enclave::with_officer("alpha", folder.path())?;
     let mut list = "localpart,display_name,unit,clearance\n".to_owned();
     for number in 0..ACCOUNTS {
         writeln!(list, "soldier{number:06},Soldier {number},Company {},SECRET", number % 500)?;
@@ -78,12 +73,7 @@ const FLAT_WITHIN_MIB: f64 = 16.0;
 /// Exports and imports a bundle with a tenth of the events, and one with all of them: memory must not grow with their number.
 pub(crate) fn bundle(table: &mut Table, _peer: Option<SocketAddr>) -> Result<()> {
     let folder = folder()?;
-    let (alpha, bravo) = (enclave("alpha", folder.path())?, enclave("bravo", folder.path())?);
-    for enclave in [&alpha, &bravo] {
-        enclave.desk().issue_card()?;
-    }
-    alpha.desk().pair_with(bravo.desk())?;
-    bravo.desk().pair_with(alpha.desk())?;
+    let (alpha, bravo) = Enclave::paired(folder.path(), "0")?;
     let alice = alpha.client()?.register("alice", "a long enough password")?;
     let bob = bravo.client()?.register("bob", "a long enough password")?;
     let invited = json!({"invite": [format!("@bob:{}", bravo.plan().server_name())]});
@@ -140,14 +130,6 @@ fn carry(from: &Enclave, to: &Enclave, name: &str) -> Result<Trip> {
     let import = ["bundle", "import", &file];
     let (import, import_mib) = taken(to, &|| to.desk().sallyctl(&import))?;
     Ok(Trip { export, export_mib, size_mib, import, import_mib })
-}
-
-fn enclave(name: &str, folder: &std::path::Path) -> Result<Enclave> {
-    let mut plan = Plan::for_test(name, folder);
-    plan.ceremony = true;
-    let mut enclave = Enclave::create(plan, Place::Here)?;
-    enclave.start()?;
-    Ok(enclave)
 }
 
 /// Waits until the signer has caught up, as the box's metrics say. Not part of what is measured.

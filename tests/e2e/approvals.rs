@@ -3,11 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use sallyport_e2e::{
-    desk::Desk,
-    enclave::{Enclave, Plan},
-    place::Place,
-};
+use sallyport_e2e::{desk::Desk, enclave::Enclave};
 
 /// Does what the box asks for in the refusal of a command: types what stands between the backticks, with the officer's own token.
 fn approve(desk: &Desk, refusal: &str, bundle: &str, approval: &str) -> Result<()> {
@@ -28,17 +24,7 @@ fn approve(desk: &Desk, refusal: &str, bundle: &str, approval: &str) -> Result<(
 #[test]
 fn bundles_travel_once_an_officer_of_each_side_approves() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let enclave = |name: &str| -> Result<Enclave> {
-        let mut plan = Plan::for_test(name, folder.path());
-        plan.ceremony = true;
-        let mut enclave = Enclave::create(plan, Place::Here)?;
-        enclave.start()?;
-        enclave.desk().issue_card_with("1")?;
-        Ok(enclave)
-    };
-    let (alpha, bravo) = (enclave("alpha")?, enclave("bravo")?);
-    alpha.desk().pair_with(bravo.desk())?;
-    bravo.desk().pair_with(alpha.desk())?;
+    let (alpha, bravo) = Enclave::paired(folder.path(), "1")?;
 
     for number in ["1", "2"] {
         let bundle = format!("{number}.bundle");

@@ -8,12 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use sallyport_e2e::{
-    enclave::{Enclave, Plan},
-    http::Client,
-    person::word,
-    place::Place,
-};
+use sallyport_e2e::{enclave::Enclave, http::Client, person::word};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -35,17 +30,7 @@ struct Pair {
 impl Pair {
     fn new() -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let enclave = |name: &str| -> Result<Enclave> {
-            let mut plan = Plan::for_test(name, folder.path());
-            plan.ceremony = true;
-            let mut enclave = Enclave::create(plan, Place::Here)?;
-            enclave.start()?;
-            enclave.desk().issue_card()?;
-            Ok(enclave)
-        };
-        let (alpha, bravo) = (enclave("alpha")?, enclave("bravo")?);
-        alpha.desk().pair_with(bravo.desk())?;
-        bravo.desk().pair_with(alpha.desk())?;
+        let (alpha, bravo) = Enclave::paired(folder.path(), "0")?;
         let alice = alpha.client()?.register("alice", PASSWORD)?;
         let bob = bravo.client()?.register("bob", PASSWORD)?;
         let invite = json!({"name": "Operations", "invite": ["@bob:bravo.example"]});

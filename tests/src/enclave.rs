@@ -202,6 +202,33 @@ impl Enclave {
         Ok(enclave)
     }
 
+    /// As [`Enclave::for_test`], with keys of an enclave root and of an officer.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn with_officer(name: &str, folder: &Path) -> Result<Self> {
+        let mut plan = Plan::for_test(name, folder);
+        plan.ceremony = true;
+        let mut enclave = Self::create(plan, Place::Here)?;
+        enclave.start()?;
+        Ok(enclave)
+    }
+
+    /// Enclaves alpha and bravo for a test, paired. So many officers must approve each export and each import.
+    ///
+    /// # Errors
+    /// When one does not start, or a step is refused.
+    pub fn paired(folder: &Path, approvals: &str) -> Result<(Self, Self)> {
+        let alpha = Self::with_officer("alpha", folder)?;
+        let bravo = Self::with_officer("bravo", folder)?;
+        for enclave in [&alpha, &bravo] {
+            enclave.desk.issue_card_with(approvals)?;
+        }
+        alpha.desk.pair_with(&bravo.desk)?;
+        bravo.desk.pair_with(&alpha.desk)?;
+        Ok((alpha, bravo))
+    }
+
     /// What the enclave is like.
     #[must_use]
     pub fn plan(&self) -> &Plan {

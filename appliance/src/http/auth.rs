@@ -75,10 +75,11 @@ pub struct Reader;
 
 impl Caller for Reader {
     async fn identify(app: &Arc<App>, head: &Parts) -> Result<Self, ApiError> {
-        if access_token(head)?.is_none() && app.config.registration.mode == RegistrationMode::Open {
-            return Ok(Self);
+        let is_open = app.config.registration.mode == RegistrationMode::Open;
+        match Option::<Identity>::identify(app, head).await? {
+            None if !is_open => Err(ApiError::missing_token()),
+            _ => Ok(Self),
         }
-        Identity::identify(app, head).await.map(|_| Self)
     }
 }
 

@@ -110,7 +110,7 @@ pub fn receive(
     let rules = room
         .and_then(|room| room::rules(&room.version))
         .ok_or_else(|| Error::UnknownRoom(room_id.to_owned()))?;
-    let verifier = Verifier { rules: &rules, keys };
+    let verifier = &Verifier { rules, keys };
     let report = Report::default();
     let mut reception = Reception { store, room_id, verifier, fetcher, now, report };
     thread::scope(|scope| {
@@ -132,7 +132,7 @@ pub fn receive(
 struct Reception<'a, K> {
     store: &'a Store,
     room_id: &'a RoomId,
-    verifier: Verifier<'a, K>,
+    verifier: &'a Verifier<'a, K>,
     fetcher: &'a mut dyn Fetcher,
     now: Millis,
     report: Report,
@@ -140,17 +140,9 @@ struct Reception<'a, K> {
 
 /// What signatures are checked with.
 struct Verifier<'a, K> {
-    rules: &'a RoomVersionRules,
+    rules: RoomVersionRules,
     keys: &'a K,
 }
-
-impl<K> Clone for Verifier<'_, K> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<K> Copy for Verifier<'_, K> {}
 
 /// An event whose signatures are good, with the bytes that it came in.
 #[derive(Clone)]
@@ -178,7 +170,7 @@ enum Note {
 
 impl<K: KeySource + Sync> Verifier<'_, K> {
     /// Checks signatures and hashes, on all cores.
-    fn verify(self, slice: &[Vec<u8>]) -> Vec<Result<Arrival, Note>> {
+    fn verify(&self, slice: &[Vec<u8>]) -> Vec<Result<Arrival, Note>> {
         let workers = thread::available_parallelism().map_or(1, NonZero::get);
         let chunk = slice.len().div_ceil(workers).max(1);
         thread::scope(|scope| {
@@ -197,10 +189,10 @@ impl<K: KeySource + Sync> Verifier<'_, K> {
         })
     }
 
-    fn verify_one(self, json: &[u8]) -> Result<Arrival, Note> {
+    fn verify_one(&self, json: &[u8]) -> Result<Arrival, Note> {
         let incoming =
-            room::parse(json, self.rules).map_err(|error| Note::Dropped(error.to_string()))?;
-        match incoming.verify(self.keys, self.rules) {
+            room::parse(json, &self.rules).map_err(|error| Note::Dropped(error.to_string()))?;
+        match incoming.verify(self.keys, &self.rules) {
             Ok(checked) => Ok(Arrival { json: json.to_vec(), checked }),
             Err(verdict) => Err(unverified(*verdict, json)),
         }

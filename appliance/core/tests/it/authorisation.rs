@@ -3,7 +3,7 @@
 use ruma::RoomVersionId;
 use sallyport_core::{
     room::{
-        self, VERSIONS, Verdict,
+        self, Verdict,
         snapshot::{self, Snapshot},
     },
     time::Millis,
@@ -12,17 +12,8 @@ use serde::Deserialize;
 
 use crate::{
     server::Server,
-    short::{Scribe, Short, keys},
+    short::{self, Scribe, Short, all_versions, keys},
 };
-
-/// The room that the cases begin with.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Room {
-    #[serde(rename = "about")]
-    _about: Vec<String>,
-    room: Vec<Short>,
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,14 +35,9 @@ struct Case {
     verdict: String,
 }
 
-fn all_versions() -> Vec<RoomVersionId> {
-    VERSIONS.to_vec()
-}
-
 #[test]
 fn each_rule_of_each_version_decides_as_the_specification_says() {
-    let Room { room, .. } =
-        serde_json::from_str(include_str!("../fixtures/authorisation/room.json")).unwrap();
+    let room = short::room(include_str!("../fixtures/authorisation/room.json"));
     for table in [
         include_str!("../fixtures/authorisation/create.json"),
         include_str!("../fixtures/authorisation/members.json"),

@@ -17,7 +17,7 @@ use sallyport_core::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::server::Keys;
+use crate::{server::Keys, short::all_versions};
 
 /// The seed of the specification's signing key, as unpadded Base64.
 const SEED: &str = "YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1";
@@ -56,10 +56,6 @@ struct Row {
     change: BTreeMap<String, Value>,
     /// A part of what is said of it, if it is refused.
     refusal: Option<String>,
-}
-
-fn all_versions() -> Vec<RoomVersionId> {
-    room::VERSIONS.to_vec()
 }
 
 #[test]

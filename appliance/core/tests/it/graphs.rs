@@ -5,24 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use ruma::{OwnedEventId, RoomVersionId, events::StateEventType};
 use sallyport_core::{
     event::Status,
-    room::{StateMap, VERSIONS, Verdict},
+    room::{StateMap, Verdict},
     time::Millis,
 };
 use serde::Deserialize;
 
 use crate::{
     server::Server,
-    short::{Scribe, Short, keys},
+    short::{self, Scribe, Short, all_versions, keys},
 };
-
-/// The room that the graphs begin with.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Room {
-    #[serde(rename = "about")]
-    _about: Vec<String>,
-    room: Vec<Short>,
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,14 +57,9 @@ struct Order {
     extremities: Option<Vec<String>>,
 }
 
-fn all_versions() -> Vec<RoomVersionId> {
-    VERSIONS.to_vec()
-}
-
 #[test]
 fn graphs_are_judged_and_resolved_as_the_fixtures_say() {
-    let Room { room, .. } =
-        serde_json::from_str(include_str!("../fixtures/graphs/room.json")).unwrap();
+    let room = short::room(include_str!("../fixtures/graphs/room.json"));
     for file in [
         include_str!("../fixtures/graphs/arrival.json"),
         include_str!("../fixtures/graphs/resolution.json"),

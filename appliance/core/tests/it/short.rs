@@ -86,6 +86,23 @@ pub(crate) struct Scribe {
     events: BTreeMap<String, Written>,
 }
 
+/// The room that the fixtures of a folder begin with.
+pub(crate) fn room(json: &str) -> Vec<Short> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Room {
+        #[serde(rename = "about")]
+        _about: Vec<String>,
+        room: Vec<Short>,
+    }
+    serde_json::from_str::<Room>(json).unwrap().room
+}
+
+/// The versions of a fixture that names none.
+pub(crate) fn all_versions() -> Vec<RoomVersionId> {
+    room::VERSIONS.to_vec()
+}
+
 /// The servers of all short forms.
 pub(crate) fn keys() -> Keys {
     Keys::of(&["alpha.test", "bravo.test"])

@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 
 /// Damaged copies per seed.
 const COPIES: u64 = 2_000;
-/// Damaged copies of a request: many reach the disk.
+/// Damaged copies of a request. Each that founds a room makes every sync after it longer, so the time grows with the square.
 const REQUEST_COPIES: u64 = 60;
 
 macro_rules! smoke {
