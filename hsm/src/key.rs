@@ -108,7 +108,7 @@ impl KeyKind {
     pub fn suits(self, role: KeyRole) -> bool {
         match role {
             KeyRole::Event => self == Self::Ed25519,
-            KeyRole::CourierEncryption => self == Self::P256,
+            KeyRole::CourierEncryption | KeyRole::Ca | KeyRole::Tls => self == Self::P256,
             KeyRole::Storage => self == Self::Aes256,
             KeyRole::Courier | KeyRole::Root | KeyRole::Officer | KeyRole::Audit => {
                 self != Self::Aes256

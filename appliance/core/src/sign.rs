@@ -6,11 +6,15 @@
 //! | [`SigningRequest::Pdu`] | event | canonical JSON of the redacted event | Server-Server API, "Signing Events" |
 //! | [`SigningRequest::KeyDocument`] | event | canonical JSON | Server-Server API, `GET /_matrix/key/v2/server` |
 //! | [`SigningRequest::XMatrix`] | event | canonical JSON | Server-Server API, "Request Authentication" |
+//! | [`SigningRequest::Certificate`] | CA | DER of a TBSCertificate | RFC 5280, section 4.1 |
+//! | [`SigningRequest::CaRequest`] | CA | DER of a CertificationRequestInfo | RFC 2986, section 4.1 |
+//! | [`SigningRequest::TlsRequest`] | TLS | DER of a CertificationRequestInfo | RFC 2986, section 4.1 |
+//! | [`SigningRequest::TlsHandshake`] | TLS | the content of CertificateVerify | RFC 8446, section 4.4.3 |
 //! | the others | courier, root, officer, audit | COSE `Sig_structure` with our context as `external_aad` | RFC 9052, section 4.4 |
 //!
 //! The three JSON forms share one key, so they must never be mistaken for each other: an event keeps its `type`,
 //! `sender` and `hashes` through redaction, and the other two are refused if they hold any field but their own.
-//! JSON begins with `{` and a `Sig_structure` with 0x84.
+//! JSON begins with `{`, a `Sig_structure` with 0x84, DER with 0x30 and a handshake with 0x20.
 
 use std::fmt;
 
@@ -26,6 +30,7 @@ use crate::limits::{
 
 pub mod context;
 pub mod keys;
+mod x509;
 
 pub use keys::{
     Algorithm, InvalidKey, NotAPublicKey, PublicKey, Signature, SignatureMismatch, verify,
@@ -50,13 +55,17 @@ pub enum KeyRole {
     Officer,
     /// Signs checkpoints of the audit log.
     Audit,
-    /// Wraps secrets at rest: AES-256, never signs.
+    /// Wraps secrets at rest, never signs: AES-256, or P-256 in tokens that cannot wrap with AES.
     Storage,
+    /// The enclave CA: signs certificates. Always P-256, because devices know it.
+    Ca,
+    /// Signs the handshakes of TLS. Always P-256, for the same reason.
+    Tls,
 }
 
 impl KeyRole {
     /// Every role, in the order of the table of keys.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Event,
         Self::Courier,
         Self::CourierEncryption,
@@ -64,6 +73,8 @@ impl KeyRole {
         Self::Officer,
         Self::Audit,
         Self::Storage,
+        Self::Ca,
+        Self::Tls,
     ];
 
     /// The name in key labels and on the command line.
@@ -76,6 +87,8 @@ impl KeyRole {
             Self::Officer => "officer",
             Self::Audit => "audit",
             Self::Storage => "storage",
+            Self::Ca => "ca",
+            Self::Tls => "tls",
         }
     }
 }
@@ -119,6 +132,16 @@ pub enum SigningRequest {
     Approval(Vec<u8>),
     /// A checkpoint of the audit log: `Sig_structure` with [`context::CHECKPOINT`].
     Checkpoint(Vec<u8>),
+    /// What the token says of an event key that it wraps but cannot hold: `Sig_structure` with [`context::WORKING_KEY`].
+    WorkingKey(Vec<u8>),
+    /// A TBSCertificate: the enclave CA's own certificate, or that of one of its servers.
+    Certificate(Vec<u8>),
+    /// A CertificationRequestInfo: the enclave CA asks a higher one for its certificate.
+    CaRequest(Vec<u8>),
+    /// A CertificationRequestInfo: the box asks another CA for its certificate.
+    TlsRequest(Vec<u8>),
+    /// The content of the CertificateVerify message of a TLS 1.3 server.
+    TlsHandshake(Vec<u8>),
 }
 
 /// What the holder of the keys knows about itself, against which requests are held.
@@ -187,6 +210,14 @@ pub enum Refusal {
         /// Kind of request.
         what: &'static str,
     },
+    /// Not the DER of such a document, or one with a part that does not belong there.
+    #[error("the {what} is not one that is signed here ({why})")]
+    X509 {
+        /// Kind of request.
+        what: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A document of another kind, or of another program.
     #[error("the {what} does not carry the context of its kind as external_aad")]
     Context {
@@ -200,10 +231,12 @@ impl SigningRequest {
     pub fn role(&self) -> KeyRole {
         match self {
             Self::Pdu { .. } | Self::KeyDocument { .. } | Self::XMatrix { .. } => KeyRole::Event,
-            Self::Manifest(_) | Self::Acknowledgement(_) => KeyRole::Courier,
+            Self::Manifest(_) | Self::Acknowledgement(_) | Self::WorkingKey(_) => KeyRole::Courier,
             Self::Card(_) => KeyRole::Root,
             Self::Roster(_) | Self::Approval(_) => KeyRole::Officer,
             Self::Checkpoint(_) => KeyRole::Audit,
+            Self::Certificate(_) | Self::CaRequest(_) => KeyRole::Ca,
+            Self::TlsRequest(_) | Self::TlsHandshake(_) => KeyRole::Tls,
         }
     }
 
@@ -221,6 +254,11 @@ impl SigningRequest {
             Self::Roster(bytes) => context::check("roster", context::ROSTER, bytes),
             Self::Approval(bytes) => context::check("approval", context::APPROVAL, bytes),
             Self::Checkpoint(bytes) => context::check("checkpoint", context::CHECKPOINT, bytes),
+            Self::WorkingKey(bytes) => context::check("working key", context::WORKING_KEY, bytes),
+            Self::Certificate(der) => x509::certificate(der, policy),
+            Self::CaRequest(der) => x509::request("request of the CA", der, policy),
+            Self::TlsRequest(der) => x509::request("certificate request", der, policy),
+            Self::TlsHandshake(content) => x509::handshake(content),
         }
     }
 }

@@ -468,6 +468,11 @@ mod document {
     const ROSTER: u8 = 6;
     const APPROVAL: u8 = 7;
     const CHECKPOINT: u8 = 8;
+    const WORKING_KEY: u8 = 9;
+    const CERTIFICATE: u8 = 10;
+    const CA_REQUEST: u8 = 11;
+    const TLS_REQUEST: u8 = 12;
+    const TLS_HANDSHAKE: u8 = 13;
 
     pub(super) fn encode<C, W: Write>(
         request: &SigningRequest,
@@ -488,6 +493,11 @@ mod document {
             SigningRequest::Roster(bytes) => (ROSTER, bytes),
             SigningRequest::Approval(bytes) => (APPROVAL, bytes),
             SigningRequest::Checkpoint(bytes) => (CHECKPOINT, bytes),
+            SigningRequest::WorkingKey(bytes) => (WORKING_KEY, bytes),
+            SigningRequest::Certificate(bytes) => (CERTIFICATE, bytes),
+            SigningRequest::CaRequest(bytes) => (CA_REQUEST, bytes),
+            SigningRequest::TlsRequest(bytes) => (TLS_REQUEST, bytes),
+            SigningRequest::TlsHandshake(bytes) => (TLS_HANDSHAKE, bytes),
         };
         e.array(2)?.u8(kind)?.bytes(bytes)?.ok()
     }
@@ -511,6 +521,11 @@ mod document {
             ROSTER => SigningRequest::Roster(d.bytes()?.to_vec()),
             APPROVAL => SigningRequest::Approval(d.bytes()?.to_vec()),
             CHECKPOINT => SigningRequest::Checkpoint(d.bytes()?.to_vec()),
+            WORKING_KEY => SigningRequest::WorkingKey(d.bytes()?.to_vec()),
+            CERTIFICATE => SigningRequest::Certificate(d.bytes()?.to_vec()),
+            CA_REQUEST => SigningRequest::CaRequest(d.bytes()?.to_vec()),
+            TLS_REQUEST => SigningRequest::TlsRequest(d.bytes()?.to_vec()),
+            TLS_HANDSHAKE => SigningRequest::TlsHandshake(d.bytes()?.to_vec()),
             _ => return Err(DecodeError::message("no such kind of document")),
         })
     }
@@ -536,6 +551,11 @@ mod tests {
             any::<Vec<u8>>().prop_map(SigningRequest::Roster),
             any::<Vec<u8>>().prop_map(SigningRequest::Approval),
             any::<Vec<u8>>().prop_map(SigningRequest::Checkpoint),
+            any::<Vec<u8>>().prop_map(SigningRequest::WorkingKey),
+            any::<Vec<u8>>().prop_map(SigningRequest::Certificate),
+            any::<Vec<u8>>().prop_map(SigningRequest::CaRequest),
+            any::<Vec<u8>>().prop_map(SigningRequest::TlsRequest),
+            any::<Vec<u8>>().prop_map(SigningRequest::TlsHandshake),
         ]
     }
 
