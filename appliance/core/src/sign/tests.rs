@@ -151,6 +151,14 @@ const BINARIES: [Binary; 6] = [
     (SigningRequest::WorkingKey, context::WORKING_KEY, KeyRole::Courier),
 ];
 
+/// The requests whose tests are in [`x509`].
+const X509: [fn(Vec<u8>) -> SigningRequest; 4] = [
+    SigningRequest::Certificate,
+    SigningRequest::CaRequest,
+    SigningRequest::TlsRequest,
+    SigningRequest::TlsHandshake,
+];
+
 #[test]
 fn a_binary_document_is_signed_in_its_own_context_only() {
     for (i, (make, _, role)) in BINARIES.iter().enumerate() {
@@ -191,6 +199,11 @@ fn requests_survive_serialisation() {
         pdu_request(RoomVersionId::V12, &parse(&event())),
         SigningRequest::XMatrix { json: x_matrix_json().to_string() },
         SigningRequest::Checkpoint(sig_structure(context::CHECKPOINT, b"payload")),
+        SigningRequest::WorkingKey(sig_structure(context::WORKING_KEY, b"payload")),
+        SigningRequest::Certificate(b"0".to_vec()),
+        SigningRequest::CaRequest(b"0".to_vec()),
+        SigningRequest::TlsRequest(b"0".to_vec()),
+        SigningRequest::TlsHandshake(b" ".to_vec()),
     ];
     for request in requests {
         let text = serde_json::to_string(&request).unwrap();
@@ -247,6 +260,9 @@ proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes: Vec<u8>, text: String) {
         for (make, _, _) in BINARIES {
+            prop_assert!(make(bytes.clone()).bytes_to_sign(&policy()).is_err());
+        }
+        for make in X509 {
             prop_assert!(make(bytes.clone()).bytes_to_sign(&policy()).is_err());
         }
         let pdu = SigningRequest::Pdu { room_version: RoomVersionId::V12, json: text.clone() };

@@ -3,6 +3,7 @@
 use x509_parser::{
     certificate::TbsCertificate,
     certification_request::X509CertificationRequestInfo,
+    extensions::ExtendedKeyUsage,
     oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY},
     prelude::FromDer as _,
     x509::{SubjectPublicKeyInfo, X509Name},
@@ -38,9 +39,20 @@ pub(super) fn certificate(der: &[u8], policy: &Policy) -> Result<Vec<u8>, Refusa
     }
     let usage = certificate.extended_key_usage().map_err(|_| refused("extended key usage"))?;
     match usage.map(|usage| usage.value) {
-        Some(usage) if usage.server_auth && !usage.any && !usage.code_signing => Ok(der.to_vec()),
+        Some(usage) if is_server_auth_alone(usage) => Ok(der.to_vec()),
         _ => Err(refused("not the certificate of a TLS server")),
     }
+}
+
+fn is_server_auth_alone(usage: &ExtendedKeyUsage<'_>) -> bool {
+    let others = usage.any
+        || usage.client_auth
+        || usage.code_signing
+        || usage.email_protection
+        || usage.time_stamping
+        || usage.ocsp_signing
+        || !usage.other.is_empty();
+    usage.server_auth && !others
 }
 
 /// A CertificationRequestInfo of our enclave. What a certificate made from it may do is for the CA to say that is asked.
@@ -93,3 +105,6 @@ fn p256(what: &'static str, key: &SubjectPublicKeyInfo<'_>) -> Result<(), Refusa
     }
     Err(Refusal::X509 { what, why: "its key is not on P-256" })
 }
+
+#[cfg(test)]
+mod tests;

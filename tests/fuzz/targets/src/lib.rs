@@ -14,6 +14,7 @@ use sallyport_core::{
     event::{KeyDocument, KeyLookup, KeySource, Pdu},
     room,
     roster::{self, Head, Mode, Roster},
+    sign::{KeyRole, Policy, SigningRequest},
     time::Millis,
 };
 
@@ -66,6 +67,26 @@ pub fn card(bytes: &[u8]) {
     let again = Card::stored(bytes).expect("reading it twice is reading it once");
     assert_eq!(card.hash(), again.hash());
     assert_eq!(card.fingerprint().words(), again.fingerprint().words());
+}
+
+/// A certificate or the like that a box that was taken over wants to have signed. The first byte says which.
+pub fn certificate(bytes: &[u8]) {
+    let Some((kind, body)) = bytes.split_first() else { return };
+    let request = match kind % 4 {
+        0 => SigningRequest::Certificate(body.to_vec()),
+        1 => SigningRequest::CaRequest(body.to_vec()),
+        2 => SigningRequest::TlsRequest(body.to_vec()),
+        _ => SigningRequest::TlsHandshake(body.to_vec()),
+    };
+    let policy = Policy { server_name: server_name!("alpha.example").to_owned() };
+    let Ok(signed) = request.bytes_to_sign(&policy) else { return };
+    assert_eq!(signed, body, "what is signed is what was judged");
+    let spaces = body.starts_with(&[b' '; 64]);
+    assert_eq!(
+        spaces,
+        request.role() == KeyRole::Tls && kind % 4 == 3,
+        "one kind passes for another"
+    );
 }
 
 /// An approval that comes with a command, as text.

@@ -34,6 +34,7 @@ smoke!(
     approval,
     bundle,
     card,
+    certificate,
     key_document,
     manifest,
     pdu,
