@@ -26,8 +26,8 @@
 //! come from a peer that we trust.
 //!
 //! # Keys
-//! HPKE (RFC 9180) in base mode with an ephemeral key per bundle; the recipient's half of the agreement happens in its
-//! token, which is asked for one ECDH and nothing else. `info` is the SHA-256 of preamble and signed header, and so is
+//! HPKE (RFC 9180) in base mode with an ephemeral key per bundle. The recipient's half is its token's affair ([`PrivateHalf`]): one
+//! ECDH on P-256, or the seed of an X-Wing key that the token has wrapped. `info` is the SHA-256 of preamble and signed header, and so is
 //! the additional data of each chunk: chunks belong to this header, this sender and this recipient. The keys of the chunks
 //! are exported from the context, one for all but the last chunk and one for the last; the nonce counts chunks. A bundle
 //! cut after a whole chunk fails by its key, not only by its length. The header commits to the whole plaintext, so
@@ -56,11 +56,12 @@ mod writer;
 pub use chunk::ChunkReader;
 pub use error::{Error, SealError, WriteError};
 pub use header::{Header, VERSION};
+pub(crate) use hpke::{is_x_wing_public, x_wing_public};
 pub use manifest::{
     Ack, BundleId, BundleKind, Clock, Codec, Manifest, Outcome, Prerequisites, Range, RoomFrontier,
     Section, Status,
 };
-pub use reader::{Authentic, Gate, Sealed, Unlocked, unverified_header};
+pub use reader::{Authentic, Gate, PrivateHalf, Sealed, Unlocked, unverified_header};
 pub use record::{
     Device, Kind, Media, MediaHead, OneTimeKey, OneTimeKeyClaim, Pdu, PduRole, Pool, Receipt,
     Record, RecordError, Room, RoomGap, RoomHead, ServerKeys, ToDevice, User, UserStatus, Verdict,

@@ -195,13 +195,14 @@ pub(super) fn read_exact(input: &mut impl Read, buffer: &mut [u8]) -> Result<(),
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::hpke;
+    use crate::{bundle::hpke, card::EncryptionSuite};
     use p256::elliptic_curve::sec1::ToSec1Point as _;
 
     fn keys(header: &[u8]) -> Keys {
         let point = p256::SecretKey::from_slice(&[3; 32]).unwrap().public_key();
         let point = point.to_sec1_point(false);
-        let (_, secret) = hpke::encapsulate(point.as_bytes(), &[1; 32]).unwrap();
+        let suite = EncryptionSuite::P256HkdfSha256Aes256Gcm;
+        let (_, secret) = hpke::encapsulate(suite, point.as_bytes(), &[1; 64]).unwrap();
         Keys::new(&secret, Sha256::of(header)).unwrap()
     }
 

@@ -10,7 +10,7 @@
 //!          , 8: bstr .size 32      ; SHA-256 of the manifest
 //!          , 9: uint               ; encryption suite
 //!          , 10: bstr .size 8      ; id of the recipient's key
-//!          , 11: bstr }            ; encapsulated key: the sender's ephemeral point
+//!          , 11: bstr }            ; encapsulated key: the sender's ephemeral point, or the ciphertext of X-Wing
 //! ```
 
 use std::io::Read;

@@ -45,6 +45,14 @@ pub struct Sealed<R> {
     head: Sha256,
 }
 
+/// What the private half of our key is asked for.
+pub enum PrivateHalf<'a> {
+    /// Suite 1: agree with this point of P-256 (uncompressed, checked to be on the curve) and answer with the x-coordinate.
+    Agree(&'a [u8; 65]),
+    /// Suite 2: the seed of the key.
+    Seed,
+}
+
 /// A bundle whose manifest is authentic. Its sections were not looked at yet.
 pub struct Unlocked<R> {
     chunks: ChunkReader<R>,
@@ -100,26 +108,35 @@ impl<R: Read> Sealed<R> {
         &self.header
     }
 
-    /// Has the token agree on the key, then reads the manifest and verifies that it is the one of the header.
+    /// Has the token do its part, then reads the manifest and verifies that it is the one of the header.
     ///
-    /// `own` is our key with the id [`Header::recipient_key`]. `agree` gets the sender's point, uncompressed and checked
-    /// to be on the curve, and answers with the x-coordinate of the agreed point.
+    /// `own` is our key with the id [`Header::recipient_key`].
     pub fn unlock<E: Into<Box<dyn StdError + Send + Sync>>>(
         self,
         own: &EncryptionKey,
-        agree: impl FnOnce(&[u8; 65]) -> Result<[u8; 32], E>,
+        private: impl FnOnce(PrivateHalf<'_>) -> Result<Zeroizing<[u8; 32]>, E>,
     ) -> Result<Unlocked<R>, Error> {
         let Self { input, header, head } = self;
         let wrong_key = Error::WrongKey { key: header.recipient_key };
         let suite = EncryptionSuite::from_code(header.suite);
-        if own.id() != header.recipient_key || suite.is_none() || own.suite() != suite {
-            return Err(wrong_key);
-        }
-        let point = header.encapsulated.first_chunk::<{ hpke::POINT_BYTES }>();
-        let point = point.filter(|_| hpke::is_point(&header.encapsulated));
-        let point = point.ok_or(Error::Header(None))?;
-        let agreed = Zeroizing::new(agree(point).map_err(|error| Error::Token(error.into()))?);
-        let secret = SharedSecret::new(agreed.as_slice(), point, &own.public);
+        let suite = suite.filter(|_| own.id() == header.recipient_key && own.suite() == suite);
+        let private =
+            |asked: PrivateHalf<'_>| private(asked).map_err(|error| Error::Token(error.into()));
+        let secret = match suite.ok_or(wrong_key)? {
+            EncryptionSuite::P256HkdfSha256Aes256Gcm => {
+                let point = header.encapsulated.first_chunk::<{ hpke::POINT_BYTES }>();
+                let point = point.filter(|_| hpke::is_point(&header.encapsulated));
+                let point = point.ok_or(Error::Header(None))?;
+                let agreed = private(PrivateHalf::Agree(point))?;
+                SharedSecret::agreed(agreed.as_slice(), point, &own.public)
+            }
+            EncryptionSuite::XWingHkdfSha256Aes256Gcm => {
+                let seed = private(PrivateHalf::Seed)?;
+                SharedSecret::decapsulated(&seed, &header.encapsulated)
+                    .map_err(|_| Error::Header(None))?
+            }
+        };
+        let wrong_key = Error::WrongKey { key: header.recipient_key };
         let keys = Keys::new(&secret, head).ok_or(wrong_key)?;
         let mut chunks = ChunkReader::new(input, keys, header.plaintext_bytes);
         let (manifest, manifest_bytes) = read_manifest(&mut chunks, &header)?;

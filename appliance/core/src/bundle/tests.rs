@@ -6,6 +6,7 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use minicbor::bytes::ByteVec;
 use p256::elliptic_curve::sec1::ToSec1Point as _;
 use ruma::{RoomVersionId, device_id, event_id, mxc_uri, room_id, server_name, user_id};
+use zeroize::Zeroizing;
 
 use super::*;
 use crate::{
@@ -40,11 +41,14 @@ fn encryption_key(seed: u8) -> EncryptionKey {
     EncryptionKey { suite: 1, public, not_after: NOW.plus(DAY * 30) }
 }
 
-fn agree(seed: u8) -> impl FnOnce(&[u8; 65]) -> Result<[u8; 32], io::Error> {
-    move |point| {
-        let point = p256::PublicKey::from_sec1_bytes(point).map_err(io::Error::other)?;
-        let agreed = token(seed).diffie_hellman(&point);
-        Ok((*agreed.raw_secret_bytes()).into())
+fn agree(seed: u8) -> impl FnOnce(PrivateHalf<'_>) -> Result<Zeroizing<[u8; 32]>, io::Error> {
+    move |asked| match asked {
+        PrivateHalf::Agree(point) => {
+            let point = p256::PublicKey::from_sec1_bytes(point).map_err(io::Error::other)?;
+            let agreed = token(seed).diffie_hellman(&point);
+            Ok(Zeroizing::new((*agreed.raw_secret_bytes()).into()))
+        }
+        PrivateHalf::Seed => Ok(Zeroizing::new([seed; 32])),
     }
 }
 
@@ -120,13 +124,21 @@ fn spool(sections: &[(Kind, Vec<Record>)]) -> (Vec<u8>, Contents) {
 }
 
 fn seal(manifest: &Manifest, spool: &[u8]) -> Result<Vec<u8>, SealError> {
+    seal_to(&encryption_key(3), manifest, spool)
+}
+
+fn seal_to(
+    recipient_key: &EncryptionKey,
+    manifest: &Manifest,
+    spool: &[u8],
+) -> Result<Vec<u8>, SealError> {
     let mut file = Vec::new();
     let envelope = Envelope {
         manifest,
-        recipient_key: &encryption_key(3),
+        recipient_key,
         bytes_max: 1 << 30,
         signing_key: &public(2),
-        randomness: &[4; 32],
+        randomness: &[4; 64],
     };
     let sign = |tbs: &[u8]| Ok::<_, Infallible>(secret(2).sign(tbs).to_bytes().into());
     envelope.seal(spool, &mut file, sign)?;

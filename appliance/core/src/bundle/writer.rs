@@ -17,7 +17,7 @@ use super::{
     order::Order,
 };
 use crate::{
-    card::{EncryptionKey, EncryptionSuite},
+    card::EncryptionKey,
     cose,
     digest::Sha256,
     limits::{BUNDLE_RATIO_MAX, BUNDLE_SECTIONS_MAX, BUNDLE_WINDOW_LOG_MAX},
@@ -261,8 +261,8 @@ pub struct Envelope<'a> {
     pub bytes_max: u64,
     /// The courier key that signs.
     pub signing_key: &'a PublicKey,
-    /// 32 random bytes, of which the ephemeral key is made. Used once.
-    pub randomness: &'a [u8; 32],
+    /// Random bytes, of which the ephemeral key is made. Used once.
+    pub randomness: &'a [u8; 64],
 }
 
 impl Envelope<'_> {
@@ -278,12 +278,11 @@ impl Envelope<'_> {
         let manifest = self.manifest.to_bytes()?;
         // What a recipient refuses must not leave.
         Manifest::parse(&manifest).map_err(SealError::Manifest)?;
-        if self.recipient_key.suite() != Some(EncryptionSuite::P256HkdfSha256Aes256Gcm) {
-            return Err(SealError::RecipientKey);
-        }
-        let (encapsulated, secret) = hpke::encapsulate(&self.recipient_key.public, self.randomness)
-            .map_err(|_| SealError::RecipientKey)?;
-        let header = self.header(&manifest, encapsulated.to_vec())?;
+        let suite = self.recipient_key.suite().ok_or(SealError::RecipientKey)?;
+        let (encapsulated, secret) =
+            hpke::encapsulate(suite, &self.recipient_key.public, self.randomness)
+                .map_err(|_| SealError::RecipientKey)?;
+        let header = self.header(&manifest, encapsulated)?;
         let head = header.seal(self.signing_key, signer).map_err(sign_error)?;
         let file_bytes = header.file_bytes(head.len());
         if file_bytes > self.bytes_max {

@@ -2,7 +2,12 @@
 
 use minicbor::{Decode, Encode};
 
-use crate::{cose::KeyId, sign::PublicKey, time::Millis};
+use crate::{
+    bundle::{is_x_wing_public, x_wing_public},
+    cose::KeyId,
+    sign::PublicKey,
+    time::Millis,
+};
 
 /// A key that signs bundles.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -23,24 +28,31 @@ impl CourierKey {
     }
 }
 
-/// How the key of a bundle is agreed on. More are to come (X-Wing, for one), so a card may hold keys of suites that this
-/// program does not know: they are passed over.
+/// How the key of a bundle is agreed on. A card may hold keys of suites that this program does not know: they are passed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EncryptionSuite {
     /// Code 1: HPKE (RFC 9180) with DHKEM(P-256, HKDF-SHA256), HKDF-SHA256 and AES-256-GCM.
     P256HkdfSha256Aes256Gcm,
+    /// Code 2: HPKE with X-Wing (X25519 and ML-KEM-768 together), HKDF-SHA256 and AES-256-GCM. What is copied from a
+    /// stick today stays closed when quantum computers can break the curves.
+    XWingHkdfSha256Aes256Gcm,
 }
 
 impl EncryptionSuite {
     /// The suite with a code.
     pub fn from_code(code: u16) -> Option<Self> {
-        (code == Self::P256HkdfSha256Aes256Gcm.code()).then_some(Self::P256HkdfSha256Aes256Gcm)
+        match code {
+            1 => Some(Self::P256HkdfSha256Aes256Gcm),
+            2 => Some(Self::XWingHkdfSha256Aes256Gcm),
+            _ => None,
+        }
     }
 
     /// The code in cards and bundles.
     pub fn code(self) -> u16 {
         match self {
             Self::P256HkdfSha256Aes256Gcm => 1,
+            Self::XWingHkdfSha256Aes256Gcm => 2,
         }
     }
 }
@@ -53,7 +65,7 @@ pub struct EncryptionKey {
     /// The code of an [`EncryptionSuite`].
     #[n(0)]
     pub suite: u16,
-    /// The public half; an uncompressed point of 65 bytes in suite 1.
+    /// The public half; an uncompressed point of 65 bytes in suite 1, 1216 bytes in suite 2.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub public: Vec<u8>,
     /// The last moment at which a sender may use it.
@@ -62,6 +74,12 @@ pub struct EncryptionKey {
 }
 
 impl EncryptionKey {
+    /// The X-Wing key that a secret seed of 32 random bytes makes. The seed is the private half.
+    pub fn x_wing(seed: &[u8; 32], not_after: Millis) -> Self {
+        let suite = EncryptionSuite::XWingHkdfSha256Aes256Gcm.code();
+        Self { suite, public: x_wing_public(seed), not_after }
+    }
+
     /// The suite, if this program knows it.
     pub fn suite(&self) -> Option<EncryptionSuite> {
         EncryptionSuite::from_code(self.suite)
@@ -84,6 +102,7 @@ impl EncryptionKey {
                 self.public.len() == PublicKey::P256_BYTES
                     && p256::PublicKey::from_sec1_bytes(&self.public).is_ok()
             }
+            Some(EncryptionSuite::XWingHkdfSha256Aes256Gcm) => is_x_wing_public(&self.public),
             None => true,
         }
     }

@@ -20,7 +20,7 @@ use sallyport_core::{
     admin::{BundleImported, Consent},
     bundle::{
         Ack, Authentic, ChunkReader, Entry, Gate, Header, Last, Manifest, OneTimeKeyClaim, PduRole,
-        Position, Record, Records, Room, Sealed, Sequence, ToDevice, sequence,
+        Position, PrivateHalf, Record, Records, Room, Sealed, Sequence, ToDevice, sequence,
     },
     card::Card,
     digest::Sha256,
@@ -33,6 +33,7 @@ use sallyport_core::{
 };
 use sallyport_store::{KeyClaim, Outcome, Peer, Progress, Received, Store, WaitingEvent, Write};
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use super::{Error, file, media, rooms, tally::Tally, users};
 use crate::{
@@ -149,7 +150,12 @@ fn unlock(
     let token = app.token.as_deref().ok_or(peers::Error::NoToken)?;
     let key = own_keys::required(&app.store, KeyRole::CourierEncryption)?;
     let own = peers::encryption_key(&app.store, now)?;
-    Ok(sealed.unlock(&own, |point| token.agree(&key.name, point).map(|secret| *secret.expose()))?)
+    Ok(sealed.unlock(&own, |asked| match asked {
+        PrivateHalf::Agree(point) => {
+            token.agree(&key.name, point).map(|secret| Zeroizing::new(*secret.expose()))
+        }
+        PrivateHalf::Seed => Err(sallyport_hsm::Error::NoSuchKey(key.name.clone())),
+    })?)
 }
 
 /// Every bundle repeats what was not acknowledged, so one that was lost is made up for by the next, if that says so.

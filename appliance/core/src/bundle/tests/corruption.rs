@@ -100,7 +100,7 @@ fn keys_that_do_not_fit() {
     assert!(matches!(result, Some(Error::WrongKey { .. })), "the id of another key");
     let result = sealed().unlock(&encryption_key(3), agree(5)).err();
     assert!(matches!(result, Some(Error::Damaged { chunk: 0 })), "the secret of another key");
-    let broken = |_: &[u8; 65]| Err(io::Error::other("unplugged"));
+    let broken = |_: PrivateHalf<'_>| Err(io::Error::other("unplugged"));
     let result = sealed().unlock(&encryption_key(3), broken).err();
     assert!(matches!(result, Some(Error::Token(_))));
 }
@@ -122,7 +122,7 @@ fn a_point_off_the_curve_never_reaches_the_token() {
     file.extend(envelope);
     let peers = [alpha()];
     let sealed = Sealed::open(&file[..], &gate(&peers)).unwrap();
-    let asked = |_: &[u8; 65]| -> Result<[u8; 32], io::Error> { panic!("the token was asked") };
+    let asked = |_: PrivateHalf<'_>| -> Result<_, io::Error> { panic!("the token was asked") };
     assert!(matches!(sealed.unlock(&encryption_key(3), asked).err(), Some(Error::Header(None))));
 }
 
@@ -138,7 +138,9 @@ fn lie(change: impl FnOnce(&mut Manifest)) -> Error {
 fn lying(manifest: &Manifest, spool: &[u8]) -> Error {
     use super::super::{chunk, hpke};
     let bytes = manifest.to_bytes().unwrap();
-    let (point, secret_key) = hpke::encapsulate(&encryption_key(3).public, &[4; 32]).unwrap();
+    let suite = encryption_key(3).suite().unwrap();
+    let (point, secret_key) =
+        hpke::encapsulate(suite, &encryption_key(3).public, &[4; 64]).unwrap();
     let plaintext = [&(bytes.len() as u32).to_be_bytes(), &bytes[..], spool].concat();
     let header = Header {
         expires: manifest.expires,

@@ -43,6 +43,21 @@ fn header_and_manifest_are_told_before_anything_is_unpacked() {
 }
 
 #[test]
+fn a_bundle_to_a_hybrid_key_opens_with_its_seed_only() {
+    let (spool, contents) = spool(&everything());
+    let recipient = EncryptionKey::x_wing(&[3; 32], NOW.plus(DAY));
+    let file = seal_to(&recipient, &manifest(contents), &spool).unwrap();
+    let peers = [alpha()];
+    let sealed = || Sealed::open(&file[..], &gate(&peers)).unwrap();
+    let authentic = sealed().unlock(&recipient, agree(3)).unwrap().authenticate().unwrap();
+    let read: Result<Vec<_>, _> = authentic.records(&file[..]).unwrap().collect();
+    let read: Vec<_> = read.unwrap().into_iter().map(|entry| entry.record).collect();
+    assert_eq!(read, records(&everything()));
+    assert!(sealed().unlock(&recipient, agree(4)).is_err());
+    assert!(sealed().unlock(&encryption_key(3), agree(3)).is_err());
+}
+
+#[test]
 fn an_import_goes_on_where_it_was_interrupted() {
     let sections = everything();
     let file = bundle(&sections);
