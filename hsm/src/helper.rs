@@ -16,7 +16,8 @@ use std::{
 use sallyport_core::sign::{Policy, PublicKey, Signature, SigningRequest, verify};
 
 use crate::{
-    Caps, Error, Health, KeyKind, KeyName, KeyRole, P256_POINT_BYTES, Pin, Secret32, Token, seal,
+    Caps, Error, Health, KeyKind, KeyName, KeyRole, Mode, P256_POINT_BYTES, Pin, Secret32, Token,
+    wrapped,
 };
 
 mod harden;
@@ -28,7 +29,6 @@ mod worker;
 
 pub use process::HelperProgram;
 pub use serve::run_helper;
-pub(crate) use wire::WRAPPED_BYTES;
 use wire::{Answer, Request};
 use worker::{Pending, Retry, Worker};
 
@@ -139,6 +139,14 @@ impl Token for HelperToken {
         *lock(&self.known.caps)
     }
 
+    fn mode(&self) -> Option<Mode> {
+        (self.caps() != Caps::default()).then_some(Mode::Direct)
+    }
+
+    fn custody(&self, _key: &KeyName) -> Result<Mode, Error> {
+        Ok(Mode::Direct)
+    }
+
     fn keys(&self) -> Result<Vec<KeyName>, Error> {
         match self.call(Retry::Once, Request::Keys)? {
             Answer::Keys(names) => Ok(names),
@@ -200,24 +208,17 @@ impl Token for HelperToken {
         Ok(())
     }
 
-    /// PKCS#11 wraps keys without additional data, so the token wraps a fresh key with AES-KW (RFC 3394) and that key
-    /// seals the secret together with `aad`: 40 bytes, then nonce ‖ ciphertext ‖ tag.
     fn wrap(&self, key: &KeyName, secret: &Secret32, aad: &[u8]) -> Result<Vec<u8>, Error> {
-        let fresh = Secret32::random()?;
-        let sealed = seal::seal(&fresh, &seal::wrap_aad(key, aad), secret.expose())?;
-        match self.call(Retry::Once, Request::Wrap { key: key.clone(), fresh })? {
-            Answer::Wrapped(wrapped) => Ok([wrapped.as_slice(), &sealed].concat()),
+        match self.call(Retry::Once, Request::Wrap(key.clone()))? {
+            Answer::Wrapped { fresh, capsule } => wrapped::seal(key, &fresh, &capsule, secret, aad),
             _ => Err(out_of_turn()),
         }
     }
 
     fn unwrap(&self, key: &KeyName, wrapped: &[u8], aad: &[u8]) -> Result<Secret32, Error> {
-        let (wrapped, sealed) =
-            wrapped.split_first_chunk::<WRAPPED_BYTES>().ok_or(Error::Damaged)?;
-        let request = Request::Unwrap { key: key.clone(), wrapped: *wrapped };
-        let fresh = secret_of(self.call(Retry::Once, request)?)?;
-        let secret = seal::unseal(&fresh, &seal::wrap_aad(key, aad), sealed)?;
-        Secret32::from_slice(&secret).ok_or(Error::Damaged)
+        wrapped::open(key, wrapped, aad, |capsule| {
+            secret_of(self.call(Retry::Once, Request::Unwrap { key: key.clone(), capsule })?)
+        })
     }
 
     fn reopen(&self, pin: Pin) -> Result<(), Error> {

@@ -95,12 +95,15 @@ pub enum KeyKind {
     /// An Ed25519 key pair: signs.
     #[n(0)]
     Ed25519,
-    /// A P-256 key pair: signs, or agrees if its role is [`KeyRole::CourierEncryption`].
+    /// A P-256 key pair: signs, or agrees if its role is [`KeyRole::CourierEncryption`] or [`KeyRole::Storage`].
     #[n(1)]
     P256,
     /// An AES-256 key: wraps.
     #[n(2)]
     Aes256,
+    /// An RSA key pair of 2048 bits: wraps, in tokens that can neither wrap with AES nor agree.
+    #[n(3)]
+    Rsa2048,
 }
 
 impl KeyKind {
@@ -109,19 +112,19 @@ impl KeyKind {
         match role {
             KeyRole::Event => self == Self::Ed25519,
             KeyRole::CourierEncryption | KeyRole::Ca | KeyRole::Tls => self == Self::P256,
-            KeyRole::Storage => self == Self::Aes256,
+            KeyRole::Storage => self != Self::Ed25519,
             KeyRole::Courier | KeyRole::Root | KeyRole::Officer | KeyRole::Audit => {
-                self != Self::Aes256
+                matches!(self, Self::Ed25519 | Self::P256)
             }
         }
     }
 
-    /// What it signs with, if it is a key pair.
+    /// What it signs with, if it can.
     pub fn algorithm(self) -> Option<Algorithm> {
         match self {
             Self::Ed25519 => Some(Algorithm::Ed25519),
             Self::P256 => Some(Algorithm::P256),
-            Self::Aes256 => None,
+            Self::Aes256 | Self::Rsa2048 => None,
         }
     }
 
@@ -131,6 +134,7 @@ impl KeyKind {
             Self::Ed25519 => "ed25519",
             Self::P256 => "p256",
             Self::Aes256 => "aes256",
+            Self::Rsa2048 => "rsa2048",
         }
     }
 }
@@ -165,22 +169,44 @@ pub struct Caps {
     /// Wraps with an AES-256 key.
     #[n(3)]
     pub wrap: bool,
+    /// Decrypts with an RSA key of 2048 bits (RSA-OAEP). Looked at only where `wrap` and `p256_agree` are not there.
+    #[n(4)]
+    pub rsa_decrypt: bool,
 }
 
 impl Caps {
     /// The kind of key to make for a role in this token, Ed25519 where there is a choice; `None` if the token can do none
     /// that suits.
     pub fn kind_for(&self, role: KeyRole) -> Option<KeyKind> {
-        let kinds = [
-            (self.ed25519, KeyKind::Ed25519),
-            (
-                if role == KeyRole::CourierEncryption { self.p256_agree } else { self.p256_sign },
-                KeyKind::P256,
-            ),
-            (self.wrap, KeyKind::Aes256),
-        ];
-        kinds.into_iter().find(|(can, kind)| *can && kind.suits(role)).map(|(_, kind)| kind)
+        match role {
+            KeyRole::Event => self.ed25519.then_some(KeyKind::Ed25519),
+            KeyRole::CourierEncryption => self.p256_agree.then_some(KeyKind::P256),
+            KeyRole::Ca | KeyRole::Tls => self.p256_sign.then_some(KeyKind::P256),
+            KeyRole::Storage => self.storage_kind(),
+            KeyRole::Courier | KeyRole::Root | KeyRole::Officer | KeyRole::Audit => {
+                self.signing_kind()
+            }
+        }
     }
+
+    /// The kind of a key that signs what is not of Matrix or TLS.
+    pub fn signing_kind(&self) -> Option<KeyKind> {
+        let kinds = [(self.ed25519, KeyKind::Ed25519), (self.p256_sign, KeyKind::P256)];
+        first(kinds)
+    }
+
+    /// The kind of a key that wraps. Secrets are safe under each; the order is that of speed.
+    pub fn storage_kind(&self) -> Option<KeyKind> {
+        first([
+            (self.wrap, KeyKind::Aes256),
+            (self.p256_agree, KeyKind::P256),
+            (self.rsa_decrypt, KeyKind::Rsa2048),
+        ])
+    }
+}
+
+fn first(kinds: impl IntoIterator<Item = (bool, KeyKind)>) -> Option<KeyKind> {
+    kinds.into_iter().find(|(can, _)| *can).map(|(_, kind)| kind)
 }
 
 #[cfg(test)]
@@ -221,8 +247,15 @@ mod tests {
 
     #[test]
     fn the_kind_for_a_role_is_one_that_the_token_can_do() {
-        let all = Caps { ed25519: true, p256_sign: true, p256_agree: true, wrap: true };
+        let all = Caps {
+            ed25519: true,
+            p256_sign: true,
+            p256_agree: true,
+            wrap: true,
+            rsa_decrypt: true,
+        };
         let card = Caps { ed25519: false, wrap: false, ..all };
+        let tpm = Caps { p256_agree: false, ..card };
         let cases = [
             (all, KeyRole::Event, Some(KeyKind::Ed25519)),
             (all, KeyRole::Root, Some(KeyKind::Ed25519)),
@@ -230,12 +263,16 @@ mod tests {
             (all, KeyRole::Storage, Some(KeyKind::Aes256)),
             (card, KeyRole::Event, None),
             (card, KeyRole::Root, Some(KeyKind::P256)),
-            (card, KeyRole::Storage, None),
-            (Caps { p256_agree: false, ..all }, KeyRole::CourierEncryption, None),
+            (card, KeyRole::Storage, Some(KeyKind::P256)),
+            (tpm, KeyRole::Storage, Some(KeyKind::Rsa2048)),
+            (tpm, KeyRole::Tls, Some(KeyKind::P256)),
+            (tpm, KeyRole::CourierEncryption, None),
+            (Caps { rsa_decrypt: false, ..tpm }, KeyRole::Storage, None),
             (Caps::default(), KeyRole::Audit, None),
         ];
         for (caps, role, kind) in cases {
             assert_eq!(caps.kind_for(role), kind, "{caps:?} {role}");
+            assert!(kind.is_none_or(|kind| kind.suits(role)), "{caps:?} {role}");
         }
     }
 }

@@ -21,16 +21,23 @@ use serde::{Deserialize, Serialize};
 mod error;
 mod helper;
 mod key;
+mod keypair;
+mod oaep;
 mod pkcs11;
+mod private_file;
 mod seal;
 mod secret;
 mod software;
+mod wrapped;
 
 pub use error::{Class, Error};
 pub use helper::{HelperProgram, HelperSettings, HelperToken, run_helper};
 pub use key::{Caps, KeyKind, KeyName, ParseKeyNameError};
 pub use pkcs11::init_token;
-pub use sallyport_core::sign::KeyRole;
+pub use sallyport_core::{
+    custody::{Attacker, Mode},
+    sign::KeyRole,
+};
 pub use secret::{Pin, Secret32};
 pub use software::SoftwareToken;
 
@@ -46,6 +53,18 @@ pub trait Token: Send + Sync {
 
     /// What the token can do: nothing until it was open once. Never waits for the token.
     fn caps(&self) -> Caps;
+
+    /// How new event keys are kept; `None` until the token was open once. Never waits for the token.
+    fn mode(&self) -> Option<Mode>;
+
+    /// How this key is kept. Does not ask the token.
+    fn custody(&self, key: &KeyName) -> Result<Mode, Error>;
+
+    /// The kind of key to make for a role, `None` if there is none that suits: until the token was open once, and if it
+    /// is not good enough. Never waits for the token.
+    fn kind_for(&self, role: KeyRole) -> Option<KeyKind> {
+        self.caps().kind_for(role)
+    }
 
     /// The names of all our keys in the token, by role and then id.
     fn keys(&self) -> Result<Vec<KeyName>, Error>;

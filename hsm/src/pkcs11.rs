@@ -10,6 +10,7 @@ mod connection;
 mod init;
 mod module;
 mod probe;
+mod wrapping;
 
 pub(crate) use connection::Connection;
 pub use init::init_token;

@@ -3,7 +3,7 @@
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
-use crate::{Error, KeyName, Secret32};
+use crate::{Error, Secret32};
 
 /// Encrypts under a fresh random nonce. A key seals far fewer than 2^32 secrets, so nonces do not meet.
 pub(crate) fn seal(key: &Secret32, aad: &[u8], plain: &[u8]) -> Result<Vec<u8>, Error> {
@@ -32,11 +32,6 @@ pub(crate) fn unseal(
         .len();
     body.truncate(length);
     Ok(body)
-}
-
-/// What a wrapped secret is bound to: this use, the wrapping key, and what the caller says it is for.
-pub(crate) fn wrap_aad(key: &KeyName, aad: &[u8]) -> Vec<u8> {
-    [b"sallyport/wrap/1|", key.to_string().as_bytes(), b"|", aad].concat()
 }
 
 fn cipher(key: &Secret32) -> Option<LessSafeKey> {

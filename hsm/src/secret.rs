@@ -12,8 +12,8 @@ use zeroize::Zeroizing;
 
 use crate::Error;
 
-/// 32 secret bytes: a shared secret or a key.
-pub struct Secret32(Zeroizing<[u8; Self::BYTES]>);
+/// 32 secret bytes: a shared secret or a key. On the heap, because what is moved leaves a copy where it was.
+pub struct Secret32(Box<Zeroizing<[u8; Self::BYTES]>>);
 
 impl Secret32 {
     /// Bytes of the secret.
@@ -21,7 +21,9 @@ impl Secret32 {
 
     /// Takes bytes that the caller wipes.
     pub fn new(bytes: &[u8; Self::BYTES]) -> Self {
-        Self(Zeroizing::new(*bytes))
+        let mut secret = Self::zero();
+        secret.0.copy_from_slice(bytes);
+        secret
     }
 
     /// The bytes. Do not copy them to where they are not wiped.
@@ -30,13 +32,26 @@ impl Secret32 {
     }
 
     pub(crate) fn random() -> Result<Self, Error> {
-        let mut bytes = Zeroizing::new([0; Self::BYTES]);
-        getrandom::fill(bytes.as_mut_slice()).map_err(Error::Random)?;
-        Ok(Self(bytes))
+        let mut secret = Self::zero();
+        getrandom::fill(secret.0.as_mut_slice()).map_err(Error::Random)?;
+        Ok(secret)
     }
 
     pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
-        bytes.try_into().ok().map(|bytes| Self(Zeroizing::new(bytes)))
+        <&[u8; Self::BYTES]>::try_from(bytes).ok().map(Self::new)
+    }
+
+    /// Has the bytes written by a function that cannot return them.
+    pub(crate) fn fill<E>(
+        write: impl FnOnce(&mut [u8; Self::BYTES]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let mut secret = Self::zero();
+        write(&mut secret.0)?;
+        Ok(secret)
+    }
+
+    fn zero() -> Self {
+        Self(Box::new(Zeroizing::new([0; Self::BYTES])))
     }
 }
 

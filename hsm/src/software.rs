@@ -11,11 +11,12 @@ use std::{
     time::Duration,
 };
 
-use ed25519_dalek::Signer as _;
-use sallyport_core::sign::{Algorithm, Policy, PublicKey, Signature, SigningRequest, verify};
+use sallyport_core::sign::{Policy, PublicKey, Signature, SigningRequest, verify};
 
 use crate::{
-    Caps, Error, Health, KeyKind, KeyName, KeyRole, P256_POINT_BYTES, Pin, Secret32, Token, seal,
+    Caps, Error, Health, KeyKind, KeyName, KeyRole, Mode, P256_POINT_BYTES, Pin, Secret32, Token,
+    keypair, private_file,
+    wrapped::{self, Capsule, Method},
 };
 
 mod file;
@@ -38,10 +39,11 @@ struct Opened {
     keys: BTreeMap<KeyName, Key>,
 }
 
-enum Key {
-    Ed25519(ed25519_dalek::SigningKey),
-    P256(p256::SecretKey),
-    Aes256(Secret32),
+struct Key {
+    kind: KeyKind,
+    secret: Secret32,
+    /// Of a key pair.
+    public: Option<PublicKey>,
 }
 
 const NEEDS_PIN: &str = "the key file is protected by a PIN: give it by hand";
@@ -100,6 +102,17 @@ impl SoftwareToken {
         act(opened.keys.get(name).ok_or_else(|| Error::NoSuchKey(name.clone()))?)
     }
 
+    fn with_storage<T>(
+        &self,
+        name: &KeyName,
+        act: impl Fn(&Key) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if name.role() != KeyRole::Storage {
+            return Err(Error::WrongRole { key: name.clone(), needed: KeyRole::Storage });
+        }
+        self.with(name, act)
+    }
+
     /// Changes the file and then what is in memory, under a lock that other processes respect.
     fn change<T>(
         &self,
@@ -107,7 +120,7 @@ impl SoftwareToken {
     ) -> Result<T, Error> {
         let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
         let opened = opened.as_mut().ok_or_else(locked)?;
-        let _lock = file::lock(&self.path)?;
+        let _lock = private_file::lock(&self.path)?;
         let mut stored = KeyFile::read(&self.path)?;
         let result = act(&opened.master, &mut stored)?;
         stored.write(&self.path)?;
@@ -125,7 +138,15 @@ impl Token for SoftwareToken {
     }
 
     fn caps(&self) -> Caps {
-        Caps { ed25519: true, p256_sign: true, p256_agree: true, wrap: true }
+        Caps { ed25519: true, p256_sign: true, p256_agree: true, wrap: true, rsa_decrypt: false }
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        Some(Mode::Software)
+    }
+
+    fn custody(&self, _key: &KeyName) -> Result<Mode, Error> {
+        Ok(Mode::Software)
     }
 
     fn keys(&self) -> Result<Vec<KeyName>, Error> {
@@ -169,13 +190,9 @@ impl Token for SoftwareToken {
             let needed = KeyRole::CourierEncryption;
             return Err(Error::WrongRole { key: key.clone(), needed });
         }
-        let peer = p256::PublicKey::from_sec1_bytes(peer).map_err(|_off| Error::InvalidPeer)?;
-        self.with(key, |secret| match secret {
-            Key::P256(secret) => {
-                let shared = secret.diffie_hellman(&peer);
-                Ok(Secret32::new(shared.raw_secret_bytes().as_ref()))
-            }
-            Key::Ed25519(_) | Key::Aes256(_) => Err(Error::NoSuchKey(key.clone())),
+        self.with(key, |secret| {
+            let shared = keypair::agree(secret.secret.expose(), peer)?;
+            shared.ok_or_else(|| Error::NoSuchKey(key.clone()))
         })
     }
 
@@ -183,14 +200,13 @@ impl Token for SoftwareToken {
         if !kind.suits(role) {
             return Err(Error::WrongKind { role, kind });
         }
+        if kind == KeyKind::Rsa2048 {
+            return Err(Error::Unsupported("RSA".to_owned()));
+        }
         let mut id = [0; KeyName::ID_BYTES];
         getrandom::fill(&mut id).map_err(Error::Random)?;
         let name = KeyName::new(role, id);
-        let mut secret = Secret32::random()?;
-        // All but about one of 2^32 numbers is a scalar of P-256.
-        while kind == KeyKind::P256 && p256::SecretKey::from_slice(secret.expose()).is_err() {
-            secret = Secret32::random()?;
-        }
+        let secret = kind.algorithm().map_or_else(Secret32::random, keypair::fresh)?;
         self.change(|master, stored| stored.add(master, &name, kind, &secret))?;
         Ok(name)
     }
@@ -200,13 +216,18 @@ impl Token for SoftwareToken {
     }
 
     fn wrap(&self, key: &KeyName, secret: &Secret32, aad: &[u8]) -> Result<Vec<u8>, Error> {
-        self.with(key, |kek| seal::seal(kek.aes(key)?, &seal::wrap_aad(key, aad), secret.expose()))
+        self.with_storage(key, |storage| match &storage.public {
+            None => wrapped::seal(key, &storage.secret, &Capsule::PLAIN, secret, aad),
+            Some(public) => {
+                let (fresh, capsule) = Capsule::to_p256(public)?;
+                wrapped::seal(key, &fresh, &capsule, secret, aad)
+            }
+        })
     }
 
     fn unwrap(&self, key: &KeyName, wrapped: &[u8], aad: &[u8]) -> Result<Secret32, Error> {
-        self.with(key, |kek| {
-            let secret = seal::unseal(kek.aes(key)?, &seal::wrap_aad(key, aad), wrapped)?;
-            Secret32::from_slice(&secret).ok_or(Error::Damaged)
+        self.with_storage(key, |storage| {
+            wrapped::open(key, wrapped, aad, |capsule| storage.unwrap(&capsule))
         })
     }
 
@@ -237,54 +258,47 @@ impl Opened {
 fn load(path: &Path, master: &Secret32, stored: &KeyFile) -> Result<BTreeMap<KeyName, Key>, Error> {
     let mut keys = BTreeMap::new();
     for (name, kind, secret) in stored.open(path, master)? {
-        let key =
-            Key::new(kind, &secret).ok_or_else(|| Error::FileFormat { path: path.to_owned() })?;
+        let key = Key::new(kind, secret);
+        let key = key.ok_or_else(|| Error::FileFormat { path: path.to_owned() })?;
         keys.insert(name, key);
     }
     Ok(keys)
 }
 
 impl Key {
-    fn new(kind: KeyKind, secret: &Secret32) -> Option<Self> {
-        Some(match kind {
-            KeyKind::Ed25519 => {
-                Self::Ed25519(ed25519_dalek::SigningKey::from_bytes(secret.expose()))
+    fn new(kind: KeyKind, secret: Secret32) -> Option<Self> {
+        let public = match kind {
+            KeyKind::Aes256 => None,
+            KeyKind::Ed25519 | KeyKind::P256 | KeyKind::Rsa2048 => {
+                Some(keypair::public_key(kind.algorithm()?, &secret)?)
             }
-            KeyKind::P256 => Self::P256(p256::SecretKey::from_slice(secret.expose()).ok()?),
-            KeyKind::Aes256 => Self::Aes256(Secret32::new(secret.expose())),
-        })
+        };
+        Some(Self { kind, secret, public })
     }
 
     fn public_key(&self, name: &KeyName) -> Result<PublicKey, Error> {
-        let key = match self {
-            Self::Ed25519(key) => {
-                PublicKey::new(Algorithm::Ed25519, key.verifying_key().as_bytes())
-            }
-            Self::P256(key) => PublicKey::new(Algorithm::P256, &key.public_key().to_sec1_bytes()),
-            Self::Aes256(_) => return Err(Error::NoSuchKey(name.clone())),
-        };
-        key.map_err(|_invalid| Error::NoSuchKey(name.clone()))
+        self.public.clone().ok_or_else(|| Error::NoSuchKey(name.clone()))
     }
 
     fn sign(&self, bytes: &[u8], name: &KeyName) -> Result<Signature, Error> {
-        match self {
-            Self::Ed25519(key) => Ok(key.sign(bytes).to_bytes().into()),
-            Self::P256(key) => {
-                let signature: p256::ecdsa::Signature =
-                    p256::ecdsa::SigningKey::from(key).sign(bytes);
-                let bytes: [u8; Signature::BYTES] = signature.to_bytes().into();
-                Ok(bytes.into())
-            }
-            Self::Aes256(_) => Err(Error::NoSuchKey(name.clone())),
-        }
+        let algorithm = self.kind.algorithm();
+        algorithm
+            .and_then(|algorithm| keypair::sign(algorithm, self.secret.expose(), bytes))
+            .ok_or_else(|| Error::NoSuchKey(name.clone()))
     }
 
-    fn aes(&self, name: &KeyName) -> Result<&Secret32, Error> {
-        match self {
-            Self::Aes256(key) => Ok(key),
-            Self::Ed25519(_) | Self::P256(_) => {
-                Err(Error::WrongRole { key: name.clone(), needed: KeyRole::Storage })
+    /// The key in a capsule, as a token would find it.
+    fn unwrap(&self, capsule: &Capsule) -> Result<Secret32, Error> {
+        match (capsule.method, &self.public) {
+            (Method::Plain, None) => Ok(Secret32::new(self.secret.expose())),
+            (Method::EcdhP256, Some(public)) => {
+                let point =
+                    capsule.bytes.as_slice().try_into().map_err(|_length| Error::Damaged)?;
+                // A point off the curve was damaged.
+                let shared = keypair::agree(self.secret.expose(), point).ok().flatten();
+                wrapped::p256_key(&shared.ok_or(Error::Damaged)?, point, public.as_bytes())
             }
+            _ => Err(Error::Damaged),
         }
     }
 }

@@ -35,6 +35,8 @@ pub const KEY_VALIDITY_MS_MAX: u64 = 7 * 24 * 60 * 60 * 1000;
 pub const KEY_DOCUMENT_BYTES_MAX: usize = 64 * 1024;
 /// Bytes that a token is given to sign, other than an event: pure Ed25519 hashes them in the device, which gets slow.
 pub const SIGNED_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of the certificate of a working key: names of at most 255 bytes, a public key, a signature.
+pub const WORKING_KEY_BYTES_MAX: usize = 1024;
 /// Bytes of a frame between the box and the process with the PKCS#11 module: what is signed and the names around it.
 pub const TOKEN_FRAME_BYTES_MAX: usize = SIGNED_BYTES_MAX + 64 * 1024;
 

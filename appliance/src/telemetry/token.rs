@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use sallyport_core::sign::{KeyRole, PublicKey, Signature, SigningRequest};
 use sallyport_hsm::{
-    Caps, Error, Health, KeyKind, KeyName, P256_POINT_BYTES, Pin, Secret32, Token,
+    Caps, Error, Health, KeyKind, KeyName, Mode, P256_POINT_BYTES, Pin, Secret32, Token,
 };
 
 use super::metrics::Metrics;
@@ -36,6 +36,18 @@ impl Token for Measured {
 
     fn caps(&self) -> Caps {
         self.token.caps()
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        self.token.mode()
+    }
+
+    fn custody(&self, key: &KeyName) -> Result<Mode, Error> {
+        self.token.custody(key)
+    }
+
+    fn kind_for(&self, role: KeyRole) -> Option<KeyKind> {
+        self.token.kind_for(role)
     }
 
     fn keys(&self) -> Result<Vec<KeyName>, Error> {

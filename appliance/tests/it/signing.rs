@@ -13,7 +13,7 @@ use sallyport::service::{
 };
 use sallyport_core::sign::{KeyRole, PublicKey, Signature, SigningRequest};
 use sallyport_hsm::{
-    Caps, Error, Health, KeyKind, KeyName, P256_POINT_BYTES, Pin, Secret32, Token,
+    Caps, Error, Health, KeyKind, KeyName, Mode, P256_POINT_BYTES, Pin, Secret32, Token,
 };
 
 use crate::bundles::{bare_enclave, order, shared_room};
@@ -49,6 +49,14 @@ impl Token for Pluggable {
 
     fn caps(&self) -> Caps {
         self.token.caps()
+    }
+
+    fn mode(&self) -> Option<Mode> {
+        self.token.mode()
+    }
+
+    fn custody(&self, key: &KeyName) -> Result<Mode, Error> {
+        self.token.custody(key)
     }
 
     fn keys(&self) -> Result<Vec<KeyName>, Error> {

@@ -147,13 +147,16 @@ fn named(connection: &mut Connection, request: Request) -> Result<Answer, Error>
             connection.destroy(&key)?;
             Answer::Done
         }
-        Request::Wrap { key, fresh } => {
+        Request::Wrap(key) => {
             require(&key, KeyRole::Storage)?;
-            Answer::Wrapped(connection.wrap(&key, &fresh)?)
+            let (fresh, capsule) = connection.wrap(&key)?;
+            Answer::Wrapped { fresh, capsule }
         }
-        Request::Unwrap { key, wrapped } => {
+        // A storage key of P-256 agrees too, but what it gives out is not the shared point: it cannot stand for a key that
+        // opens bundles, nor such a key for it.
+        Request::Unwrap { key, capsule } => {
             require(&key, KeyRole::Storage)?;
-            Answer::Secret(connection.unwrap(&key, &wrapped)?)
+            Answer::Secret(connection.unwrap(&key, &capsule)?)
         }
     })
 }

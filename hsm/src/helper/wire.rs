@@ -12,14 +12,14 @@ use sallyport_core::{
 };
 use zeroize::Zeroizing;
 
-use crate::{Caps, Error, KeyKind, KeyName, KeyRole, P256_POINT_BYTES, Pin, Secret32};
+use crate::{
+    Caps, Error, KeyKind, KeyName, KeyRole, P256_POINT_BYTES, Pin, Secret32, wrapped::Capsule,
+};
 
 /// Raised whenever the meaning of a frame changes.
 const VERSION: u8 = 1;
 /// Bytes of a frame with a secret: such a buffer is never moved, so no copy of the secret stays behind.
 const SMALL_FRAME_BYTES: usize = 1024;
-/// Bytes of a 32-byte key wrapped with AES-KW (RFC 3394).
-pub(crate) const WRAPPED_BYTES: usize = Secret32::BYTES + 8;
 
 /// What the box asks for.
 #[derive(Encode, Decode)]
@@ -66,21 +66,16 @@ pub(crate) enum Request {
     /// The end of a key.
     #[n(7)]
     Destroy(#[n(0)] KeyName),
-    /// A fresh key wrapped with AES-KW.
+    /// A fresh key, and the capsule in which a storage key keeps it.
     #[n(8)]
-    Wrap {
-        #[n(0)]
-        key: KeyName,
-        #[n(1)]
-        fresh: Secret32,
-    },
-    /// The key that [`Request::Wrap`] wrapped.
+    Wrap(#[n(0)] KeyName),
+    /// The key in a capsule of [`Request::Wrap`].
     #[n(9)]
     Unwrap {
         #[n(0)]
         key: KeyName,
-        #[cbor(n(1), with = "minicbor::bytes")]
-        wrapped: [u8; WRAPPED_BYTES],
+        #[n(1)]
+        capsule: Capsule,
     },
 }
 
@@ -133,7 +128,12 @@ pub(crate) enum Answer {
     #[n(7)]
     Secret(#[n(0)] Secret32),
     #[n(8)]
-    Wrapped(#[cbor(n(0), with = "minicbor::bytes")] [u8; WRAPPED_BYTES]),
+    Wrapped {
+        #[n(0)]
+        fresh: Secret32,
+        #[n(1)]
+        capsule: Capsule,
+    },
 }
 
 /// An [`Error`] on its way: those that the module's side of the socket can have.

@@ -20,9 +20,7 @@ use sallyport_core::sign::{Algorithm, PublicKey, Signature};
 use zeroize::Zeroizing;
 
 use super::{codes::during, module::Module};
-use crate::{
-    Error, KeyKind, KeyName, KeyRole, P256_POINT_BYTES, Pin, Secret32, helper::WRAPPED_BYTES,
-};
+use crate::{Error, KeyKind, KeyName, KeyRole, P256_POINT_BYTES, Pin, Secret32, oaep};
 
 /// Object identifier of Ed25519 (RFC 8410), DER.
 const ED25519_OID: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
@@ -41,9 +39,9 @@ pub(crate) struct Connection {
 }
 
 #[derive(Clone, Copy)]
-struct Handle {
-    object: ObjectHandle,
-    kind: KeyKind,
+pub(super) struct Handle {
+    pub(super) object: ObjectHandle,
+    pub(super) kind: KeyKind,
 }
 
 /// The one token that [`Connection::open`] was looking for.
@@ -213,60 +211,8 @@ impl Connection {
         self.take_value(shared)
     }
 
-    /// Wraps a fresh key with AES-KW.
-    pub(crate) fn wrap(
-        &mut self,
-        name: &KeyName,
-        fresh: &Secret32,
-    ) -> Result<[u8; WRAPPED_BYTES], Error> {
-        let kek = self.find(name)?.object;
-        self.wrap_with(kek, fresh)
-    }
-
-    pub(super) fn wrap_with(
-        &self,
-        kek: ObjectHandle,
-        fresh: &Secret32,
-    ) -> Result<[u8; WRAPPED_BYTES], Error> {
-        let mut template = readable_session_key(KeyType::AES);
-        template.push(Attribute::Value(fresh.expose().to_vec()));
-        let key = self.session.create_object(&template).map_err(during("wrapping"))?;
-        let wrapped = self
-            .session
-            .wrap_key(&Mechanism::AesKeyWrap, kek, key)
-            .map_err(during("wrapping with AES-KW"));
-        let removed = self.session.destroy_object(key).map_err(during("wrapping"));
-        let wrapped = wrapped?;
-        removed?;
-        wrapped.try_into().map_err(|_length| Error::Unsupported("wrapping with AES-KW".to_owned()))
-    }
-
-    /// Unwraps what [`Connection::wrap`] made.
-    pub(crate) fn unwrap(
-        &mut self,
-        name: &KeyName,
-        wrapped: &[u8; WRAPPED_BYTES],
-    ) -> Result<Secret32, Error> {
-        let kek = self.find(name)?.object;
-        self.unwrap_with(kek, wrapped)
-    }
-
-    pub(super) fn unwrap_with(&self, kek: ObjectHandle, wrapped: &[u8]) -> Result<Secret32, Error> {
-        let template = readable_session_key(KeyType::AES);
-        let key = self
-            .session
-            .unwrap_key(&Mechanism::AesKeyWrap, kek, wrapped, &template)
-            .map_err(|error| match during("unwrapping with AES-KW")(error) {
-                // Modules say GENERAL_ERROR or FUNCTION_FAILED when the check value is wrong; a broken token would not
-                // answer the next question either.
-                Error::Device { .. } => self.check().err().unwrap_or(Error::Damaged),
-                other => other,
-            })?;
-        self.take_value(key)
-    }
-
     /// Reads the value of a session object and destroys it.
-    fn take_value(&self, object: ObjectHandle) -> Result<Secret32, Error> {
+    pub(super) fn take_value(&self, object: ObjectHandle) -> Result<Secret32, Error> {
         let read = self.session.get_attributes(object, &[AttributeType::Value]);
         let removed = self.session.destroy_object(object).map_err(during("session keys"));
         let value =
@@ -331,9 +277,15 @@ impl Connection {
                 .map_err(during("AES keys"))?;
             return Ok((key, key));
         }
-        let agrees = role == KeyRole::CourierEncryption;
-        secret.extend([Attribute::Sign(!agrees), Attribute::Derive(agrees)]);
-        shared.extend([Attribute::Private(false), Attribute::Verify(!agrees)]);
+        shared.push(Attribute::Private(false));
+        if kind == KeyKind::Rsa2048 {
+            secret.extend([Attribute::Sign(false), Attribute::Decrypt(true)]);
+            shared.extend([Attribute::Verify(false), Attribute::Encrypt(true)]);
+        } else {
+            let agrees = matches!(role, KeyRole::CourierEncryption | KeyRole::Storage);
+            secret.extend([Attribute::Sign(!agrees), Attribute::Derive(agrees)]);
+            shared.push(Attribute::Verify(!agrees));
+        }
         let (public, private) = self.generate_pair(kind, &shared, &secret)?;
         Ok((private, public))
     }
@@ -353,6 +305,18 @@ impl Connection {
             KeyKind::Ed25519 => pair(&Mechanism::EccEdwardsKeyPairGen, ED25519_OID)
                 .or_else(|_spelling| pair(&Mechanism::EccEdwardsKeyPairGen, ED25519_NAME))
                 .map_err(during("Ed25519 keys")),
+            KeyKind::Rsa2048 => {
+                let exponent =
+                    oaep::EXPONENT.to_be_bytes().into_iter().skip_while(|byte| *byte == 0);
+                let mut public = public.to_vec();
+                public.extend([
+                    Attribute::ModulusBits(2048.into()),
+                    Attribute::PublicExponent(exponent.collect()),
+                ]);
+                self.session
+                    .generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &public, private)
+                    .map_err(during("RSA keys of 2048 bits"))
+            }
             KeyKind::P256 | KeyKind::Aes256 => {
                 pair(&Mechanism::EccKeyPairGen, P256_OID).map_err(during("P-256 keys"))
             }
@@ -370,15 +334,15 @@ impl Connection {
         Ok(())
     }
 
-    fn find(&mut self, name: &KeyName) -> Result<Handle, Error> {
+    pub(super) fn find(&mut self, name: &KeyName) -> Result<Handle, Error> {
         if let Some(handle) = self.handles.get(name) {
             return Ok(*handle);
         }
-        let class = match name.role() {
-            KeyRole::Storage => ObjectClass::SECRET_KEY,
-            _ => ObjectClass::PRIVATE_KEY,
-        };
-        let object = match self.find_objects(name, class)?.as_slice() {
+        let mut objects = self.find_objects(name, ObjectClass::PRIVATE_KEY)?;
+        if name.role() == KeyRole::Storage {
+            objects.extend(self.find_objects(name, ObjectClass::SECRET_KEY)?);
+        }
+        let object = match objects.as_slice() {
             [object] => *object,
             // A token that is gone or logged out looks empty.
             [] => return Err(self.check().err().unwrap_or(Error::NoSuchKey(name.clone()))),
@@ -392,6 +356,7 @@ impl Connection {
             Attribute::KeyType(KeyType::EC_EDWARDS) => Some(KeyKind::Ed25519),
             Attribute::KeyType(KeyType::EC) => Some(KeyKind::P256),
             Attribute::KeyType(KeyType::AES) => Some(KeyKind::Aes256),
+            Attribute::KeyType(KeyType::RSA) => Some(KeyKind::Rsa2048),
             _ => None,
         });
         let kind = kind.filter(|kind| kind.suits(name.role()));
@@ -401,7 +366,11 @@ impl Connection {
         Ok(handle)
     }
 
-    fn find_objects(&self, name: &KeyName, class: ObjectClass) -> Result<Vec<ObjectHandle>, Error> {
+    pub(super) fn find_objects(
+        &self,
+        name: &KeyName,
+        class: ObjectClass,
+    ) -> Result<Vec<ObjectHandle>, Error> {
         let template = [
             Attribute::Token(true),
             Attribute::Class(class),
@@ -418,7 +387,7 @@ fn label(role: KeyRole) -> Vec<u8> {
 }
 
 /// Template of a key that lives in the session only and whose value may be read.
-fn readable_session_key(key_type: KeyType) -> Vec<Attribute> {
+pub(super) fn readable_session_key(key_type: KeyType) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(key_type),

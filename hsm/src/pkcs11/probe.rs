@@ -12,8 +12,12 @@ use sallyport_core::sign::{Algorithm, verify};
 use super::{
     codes::during,
     connection::{Connection, decode_point},
+    wrapping::Opener,
 };
-use crate::{Caps, Error, KeyKind, KeyRole, P256_POINT_BYTES, Secret32};
+use crate::{
+    Caps, Error, KeyKind, KeyRole, P256_POINT_BYTES, Secret32, oaep,
+    wrapped::{Capsule, Method},
+};
 
 /// What the probes sign: no document of ours, which all begin with `{` or 0x84.
 const MESSAGE: &[u8] = b"sallyport token self-test";
@@ -30,16 +34,23 @@ pub(crate) fn caps(
     let p256_sign = [MechanismType::ECC_KEY_PAIR_GEN, MechanismType::ECDSA];
     let p256_agree = [MechanismType::ECC_KEY_PAIR_GEN, MechanismType::ECDH1_DERIVE];
     let wrap = [MechanismType::AES_KEY_GEN, MechanismType::AES_KEY_WRAP];
+    let rsa = [MechanismType::RSA_PKCS_KEY_PAIR_GEN, MechanismType::RSA_PKCS_OAEP];
     let mut works = |kind, role| {
         working()?;
         works(connection, kind, role)
     };
-    Ok(Caps {
+    let mut caps = Caps {
         ed25519: has(&ed25519) && works(KeyKind::Ed25519, KeyRole::Event)?,
         p256_sign: has(&p256_sign) && works(KeyKind::P256, KeyRole::Courier)?,
         p256_agree: has(&p256_agree) && works(KeyKind::P256, KeyRole::CourierEncryption)?,
         wrap: has(&wrap) && works(KeyKind::Aes256, KeyRole::Storage)?,
-    })
+        rsa_decrypt: false,
+    };
+    // Cards take half a minute to make an RSA key.
+    if caps.storage_kind().is_none() {
+        caps.rsa_decrypt = has(&rsa) && works(KeyKind::Rsa2048, KeyRole::Storage)?;
+    }
+    Ok(caps)
 }
 
 fn works(connection: &Connection, kind: KeyKind, role: KeyRole) -> Result<bool, Error> {
@@ -49,6 +60,7 @@ fn works(connection: &Connection, kind: KeyKind, role: KeyRole) -> Result<bool, 
     };
     let tried = match (kind, role) {
         (KeyKind::Aes256, _) => wraps(connection, key),
+        (KeyKind::Rsa2048, _) => decrypts(connection, key, public),
         (_, KeyRole::CourierEncryption) => agrees(connection, key, public),
         (KeyKind::Ed25519, _) => signs(connection, Algorithm::Ed25519, key, public),
         (KeyKind::P256, _) => signs(connection, Algorithm::P256, key, public),
@@ -89,9 +101,22 @@ fn agrees(connection: &Connection, key: ObjectHandle, public: ObjectHandle) -> R
 
 fn wraps(connection: &Connection, kek: ObjectHandle) -> Result<bool, Error> {
     let secret = Secret32::random()?;
-    let wrapped = connection.wrap_with(kek, &secret)?;
-    let unwrapped = connection.unwrap_with(kek, &wrapped)?;
+    let bytes = connection.wrap_with(kek, &secret)?;
+    let capsule = Capsule { method: Method::AesKw, bytes };
+    let unwrapped = connection.unwrap_with(&Opener { object: kek, public: None }, &capsule)?;
     Ok(unwrapped.expose() == secret.expose())
+}
+
+fn decrypts(
+    connection: &Connection,
+    key: ObjectHandle,
+    public: ObjectHandle,
+) -> Result<bool, Error> {
+    let secret = Secret32::random()?;
+    let bytes = oaep::encrypt(&connection.modulus(public)?, &secret)?;
+    let capsule = Capsule { method: Method::RsaOaep, bytes };
+    let decrypted = connection.unwrap_with(&Opener { object: key, public: None }, &capsule)?;
+    Ok(decrypted.expose() == secret.expose())
 }
 
 fn point(

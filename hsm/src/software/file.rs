@@ -1,17 +1,16 @@
 //! The key file of the software token: JSON, each key sealed on its own, rewritten atomically.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::{Error, KeyKind, KeyName, Pin, Secret32, seal};
+use crate::{
+    Error, KeyKind, KeyName, Pin, Secret32,
+    private_file::{beside, lock, read_private, write_atomically},
+    seal,
+};
 
 /// Bytes of a key file: thousands of keys.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -77,21 +76,6 @@ pub(super) fn read_master(path: &Path) -> Result<Secret32, Error> {
     let path = master_path(path);
     let bytes = read_private(&path, Secret32::BYTES as u64)?;
     Secret32::from_slice(&bytes).ok_or(Error::FileFormat { path })
-}
-
-/// Locks the file against changes by other processes until the result is dropped.
-pub(super) fn lock(path: &Path) -> Result<File, Error> {
-    let path = beside(path, ".lock");
-    let failed = |source| Error::File { path: path.clone(), source };
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed)?;
-    file.lock().map_err(failed)?;
-    Ok(file)
 }
 
 impl KeyFile {
@@ -201,43 +185,4 @@ fn aad(name: &KeyName, kind: KeyKind) -> Vec<u8> {
 
 fn master_path(path: &Path) -> PathBuf {
     beside(path, ".key")
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
-fn read_private(path: &Path, bytes_max: u64) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let failed = |source| Error::File { path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(Error::FileMode { path: path.to_owned(), mode });
-    }
-    let mut bytes = Zeroizing::new(Vec::new());
-    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(Error::FileFormat { path: path.to_owned() });
-    }
-    Ok(bytes)
-}
-
-/// After a crash at any point the file holds either the old or the new bytes.
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let failed = |source| Error::File { path: path.to_owned(), source };
-    let new = beside(path, ".new");
-    let write = || -> io::Result<()> {
-        let mut options = OpenOptions::new();
-        let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-    };
-    write().map_err(failed)
 }

@@ -105,6 +105,7 @@ impl Drop for Captured {
 const WORKING: u8 = 0;
 const OPENED: u8 = 3;
 const SIGNATURE: u8 = 6;
+const SECRET: u8 = 7;
 
 const OURS: &str =
     r#"{"method":"GET","uri":"/_matrix/x","origin":"alpha.example","destination":"bravo.example"}"#;
@@ -141,6 +142,32 @@ fn what_is_not_ours_is_not_signed() {
         assert!(text.contains(why), "{parts:?}: {text}");
     }
     assert!(captured.sign(&event, 2, &[OURS]).starts_with(&[0x82, SIGNATURE]));
+}
+
+#[test]
+fn a_key_that_agrees_does_so_for_its_own_role() {
+    let hsm = SoftHsm::new();
+    let token = hsm.start();
+    let agreement = token.generate(KeyRole::CourierEncryption, KeyKind::P256).unwrap();
+    let storage = token.generate(KeyRole::Storage, KeyKind::P256).unwrap();
+    drop(token);
+    let mut captured = Captured::opened(&hsm);
+    let point = p256::SecretKey::from_slice(&[9; 32]).unwrap().public_key().to_sec1_bytes();
+    let mut agree = |key: &KeyName| {
+        captured.asks(|e| e.array(2)?.u8(5)?.array(2)?.str(&key.to_string())?.bytes(&point)?.ok())
+    };
+    assert!(agree(&agreement).starts_with(&[0x82, SECRET]));
+    let shared = agree(&agreement);
+    assert!(String::from_utf8_lossy(&agree(&storage)).contains("courier-encryption"));
+    let mut open = |key: &KeyName| {
+        captured.asks(|e| {
+            e.array(2)?.u8(9)?.array(2)?.str(&key.to_string())?;
+            e.array(2)?.u8(2)?.bytes(&point)?.ok()
+        })
+    };
+    let opened = open(&storage);
+    assert!(opened.starts_with(&[0x82, SECRET]) && opened != shared);
+    assert!(String::from_utf8_lossy(&open(&agreement)).contains("storage"));
 }
 
 #[test]

@@ -9,8 +9,8 @@ use std::{
 use cryptoki::object::{Attribute, AttributeType, ObjectClass};
 use sallyport_core::sign::verify;
 use sallyport_hsm::{
-    Caps, Class, Error, Health, HelperToken, KeyKind, KeyName, KeyRole, Pin, Token, TokenConfig,
-    init_token, open,
+    Caps, Class, Error, Health, HelperToken, KeyKind, KeyName, KeyRole, Mode, Pin, Token,
+    TokenConfig, init_token, open,
 };
 
 use crate::{
@@ -21,7 +21,8 @@ use crate::{
 
 #[test]
 fn keys_of_every_kind_do_what_their_role_says() {
-    software::every_kind_of_key(&SoftHsm::new().start());
+    let wrapping = [KeyKind::Aes256, KeyKind::P256, KeyKind::Rsa2048];
+    software::every_kind_of_key(&SoftHsm::new().start(), &wrapping);
 }
 
 #[test]
@@ -36,7 +37,10 @@ fn what_softhsm_can_do_is_found_out() {
     let hsm = SoftHsm::new();
     let token = hsm.start();
     assert!(token.keys().unwrap().is_empty());
-    assert_eq!(token.caps(), Caps { ed25519: true, p256_sign: true, p256_agree: true, wrap: true });
+    let caps =
+        Caps { ed25519: true, p256_sign: true, p256_agree: true, wrap: true, rsa_decrypt: false };
+    assert_eq!(token.caps(), caps);
+    assert_eq!(token.mode(), Some(Mode::Direct));
     assert_eq!(token.health(), Health::Ready);
 }
 

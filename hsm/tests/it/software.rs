@@ -9,8 +9,8 @@ use std::{
 
 use sallyport_core::sign::{Algorithm, PublicKey, verify};
 use sallyport_hsm::{
-    Class, Error, Health, HelperProgram, KeyKind, KeyName, KeyRole, Pin, Secret32, SoftwareToken,
-    Token, TokenConfig, open,
+    Class, Error, Health, HelperProgram, KeyKind, KeyName, KeyRole, Mode, Pin, Secret32,
+    SoftwareToken, Token, TokenConfig, open,
 };
 
 use crate::requests::{foreign, manifest, policy, x_matrix};
@@ -18,11 +18,15 @@ use crate::requests::{foreign, manifest, policy, x_matrix};
 #[test]
 fn keys_of_every_kind_do_what_their_role_says() {
     let directory = tempfile::tempdir().unwrap();
-    every_kind_of_key(&*software(&directory.path().join("keys.json")));
+    let token = software(&directory.path().join("keys.json"));
+    every_kind_of_key(&*token, &[KeyKind::Aes256, KeyKind::P256]);
+    assert_eq!(token.mode(), Some(Mode::Software));
+    let rsa = token.generate(KeyRole::Storage, KeyKind::Rsa2048);
+    assert!(matches!(rsa, Err(Error::Unsupported(_))));
 }
 
-/// What every token must do; the PKCS#11 tests call it too.
-pub(crate) fn every_kind_of_key(token: &dyn Token) {
+/// What every token must do, with storage keys of these kinds; the PKCS#11 tests call it too.
+pub(crate) fn every_kind_of_key(token: &dyn Token, storage: &[KeyKind]) {
     let event = token.generate(KeyRole::Event, KeyKind::Ed25519).unwrap();
     let public = token.public_key(&event).unwrap();
     assert_eq!(public.algorithm(), Algorithm::Ed25519);
@@ -40,16 +44,19 @@ pub(crate) fn every_kind_of_key(token: &dyn Token) {
     assert!(matches!(token.sign(&event, &foreign()), Err(Error::Refused(_))));
 
     agreement(token, &event);
-    wrapping(token, &event);
+    let agreement = token.keys().unwrap().pop().unwrap();
+    for kind in storage {
+        wrapping(token, &event, &agreement, *kind);
+    }
 
     let names = token.keys().unwrap();
-    assert_eq!(names.len(), 5);
+    assert_eq!(names.len(), 4 + storage.len());
     assert!(names.is_sorted());
     token.destroy(&event).unwrap();
     assert!(matches!(token.sign(&event, &x_matrix(1)), Err(Error::NoSuchKey(_))));
     assert!(matches!(token.public_key(&event), Err(Error::NoSuchKey(_))));
     assert!(matches!(token.destroy(&event), Err(Error::NoSuchKey(_))));
-    assert_eq!(token.keys().unwrap().len(), 4);
+    assert_eq!(token.keys().unwrap().len(), 3 + storage.len());
     let wrong = token.generate(KeyRole::Event, KeyKind::P256);
     assert!(matches!(wrong, Err(Error::WrongKind { .. })));
 }
@@ -71,8 +78,8 @@ fn agreement(token: &dyn Token, event: &KeyName) {
     assert!(matches!(token.agree(event, &point), Err(Error::WrongRole { .. })));
 }
 
-fn wrapping(token: &dyn Token, event: &KeyName) {
-    let key = token.generate(KeyRole::Storage, KeyKind::Aes256).unwrap();
+fn wrapping(token: &dyn Token, event: &KeyName, agreement: &KeyName, kind: KeyKind) {
+    let key = token.generate(KeyRole::Storage, kind).unwrap();
     let secret = Secret32::new(&[42; 32]);
     let wrapped = token.wrap(&key, &secret, b"tls leaf").unwrap();
     assert_eq!(token.unwrap(&key, &wrapped, b"tls leaf").unwrap().expose(), secret.expose());
@@ -85,8 +92,23 @@ fn wrapping(token: &dyn Token, event: &KeyName) {
         assert!(matches!(token.unwrap(&key, &damaged, b"tls leaf"), Err(Error::Damaged)), "{at}");
     }
     assert!(matches!(token.unwrap(&key, &[], b"tls leaf"), Err(Error::Damaged)));
-    assert!(matches!(token.wrap(event, &secret, b""), Err(Error::WrongRole { .. })));
-    assert!(token.public_key(&key).is_err());
+    assert!(matches!(token.unwrap(&key, &wrapped[..20], b""), Err(Error::Damaged)));
+    let other = token.generate(KeyRole::Storage, kind).unwrap();
+    assert!(matches!(token.unwrap(&other, &wrapped, b"tls leaf"), Err(Error::Damaged)));
+    token.destroy(&other).unwrap();
+
+    // No key stands for one of another role, although all of P-256 can do the same.
+    for not_storage in [event, agreement] {
+        let wrong = token.wrap(not_storage, &secret, b"");
+        assert!(matches!(wrong, Err(Error::WrongRole { .. })), "{kind}");
+        let wrong = token.unwrap(not_storage, &wrapped, b"tls leaf");
+        assert!(matches!(wrong, Err(Error::WrongRole { .. })), "{kind}");
+    }
+    let point = p256::SecretKey::from_slice(&[9; 32]).unwrap().public_key().to_sec1_bytes();
+    let agreed = token.agree(&key, point.as_ref().try_into().unwrap());
+    assert!(matches!(agreed, Err(Error::WrongRole { .. })), "{kind}");
+    assert!(matches!(token.sign(&key, &manifest()), Err(Error::WrongRole { .. })), "{kind}");
+    assert_eq!(token.public_key(&key).is_ok(), kind == KeyKind::P256);
 }
 
 #[test]
