@@ -3,6 +3,7 @@
 //! It also holds the one bridge from async handlers to synchronous use cases: [`App::run`].
 
 use std::{
+    env,
     fs::{self, File},
     io,
     os::unix::fs::DirBuilderExt as _,
@@ -26,13 +27,13 @@ use tokio::{
 use crate::{
     config::Config,
     notify::Notify,
-    secrets,
     service::{
-        attempts::Attempts, interactive::Interactive, media::Files, presence::Presences,
-        sessions::SessionCache, sync::unread::Counts, typing::Typing,
+        attempts::Attempts, interactive::Interactive, media::Files, pepper::Pepper,
+        presence::Presences, sessions::SessionCache, sync::unread::Counts, typing::Typing,
     },
     shutdown::Shutdown,
     telemetry::{metrics::Metrics, token::Measured},
+    vault::{self, Vault},
 };
 
 /// The parts of a running box.
@@ -43,6 +44,10 @@ pub struct App {
     pub store: Store,
     /// The keys. Without a token members chat, but nothing leaves the box.
     pub token: Option<Arc<dyn Token>>,
+    /// The box's own secrets.
+    pub vault: Arc<Vault>,
+    /// Key of the stored hashes of tokens and codes.
+    pub pepper: Pepper,
     /// Access tokens that were looked up before.
     pub sessions: Arc<SessionCache>,
     /// Failed log-ins.
@@ -123,15 +128,9 @@ pub enum Error {
         #[source]
         source: sallyport_store::Error,
     },
-    /// A secret of the box cannot be read or made.
-    #[error("cannot use the secret {}", path.display())]
-    Secret {
-        /// Its file.
-        path: PathBuf,
-        /// The operating system's answer.
-        #[source]
-        source: io::Error,
-    },
+    /// The secrets of the box cannot be read or made.
+    #[error("the secrets of the box are not to be had")]
+    Vault(#[from] vault::Error),
     /// The operating system gave no random bytes.
     #[error("no randomness is available")]
     NoRandomness(#[source] Interrupted),
@@ -151,10 +150,11 @@ impl App {
         let lock = lock(data_dir)?;
         let metrics = Arc::new(Metrics::new());
         let path = data_dir.join("sallyport.db");
-        let secret = data_dir.join("event-mac.key");
-        let fresh = random().map_err(Error::NoRandomness)?;
-        let event_mac = secrets::event_mac(&secret, fresh)
-            .map_err(|source| Error::Secret { path: secret, source })?;
+        let token = open_token(&config, &metrics).map_err(Error::Token)?;
+        let credentials = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let vault = Vault::open(data_dir, credentials.as_deref(), token.as_deref())?;
+        let event_mac = vault.key(vault::Name::EventMac)?;
+        let pepper = Pepper::new(&vault.key(vault::Name::Pepper)?);
         let sessions = Arc::new(SessionCache::default());
         let ended = Arc::clone(&sessions);
         let notify = Arc::new(Notify::default());
@@ -171,17 +171,13 @@ impl App {
                 commits.commit(committed);
             }),
         });
-        let policy = Policy { server_name: config.server_name.clone() };
-        let token = config.token.as_ref().map(|token| {
-            let program = HelperProgram::this_one();
-            let token = sallyport_hsm::open(token, config.allow_software_keys, policy, program)?;
-            Ok(Arc::new(Measured::new(token, Arc::clone(&metrics))) as Arc<dyn Token>)
-        });
         let media = data_dir.join("media");
         let files =
             Files::open(media.clone()).map_err(|source| Error::DataDir { path: media, source })?;
         Ok(Arc::new(Self {
-            token: token.transpose().map_err(Error::Token)?,
+            token,
+            vault: Arc::new(vault),
+            pepper,
             sessions,
             attempts: Attempts::default(),
             interactive: Interactive::default(),
@@ -193,7 +189,7 @@ impl App {
             calls: Arc::new(Semaphore::new(BLOCKING_CALLS_MAX)),
             password_checks: Arc::new(Semaphore::new(config.limits.login_workers)),
             notify,
-            event_mac,
+            event_mac: hmac::Key::new(hmac::HMAC_SHA256, event_mac.expose()),
             signing: Mutex::default(),
             thumbnails: Arc::new(Semaphore::new(THUMBNAILS_AT_ONCE)),
             typing: Typing::starting_at(clock()),
@@ -223,6 +219,18 @@ impl App {
         });
         call.await.map_err(Interrupted::Lost)
     }
+}
+
+/// Opens the token, or starts to.
+fn open_token(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<dyn Token>>, sallyport_hsm::Error> {
+    let Some(token) = &config.token else { return Ok(None) };
+    let policy = Policy { server_name: config.server_name.clone() };
+    let program = HelperProgram::this_one();
+    let token = sallyport_hsm::open(token, config.allow_software_keys, policy, program)?;
+    Ok(Some(Arc::new(Measured::new(token, Arc::clone(metrics)))))
 }
 
 /// Makes the folder for the box's data, for this user only, and takes it for this process.

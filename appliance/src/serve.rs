@@ -30,6 +30,7 @@ use crate::{
     shutdown::{self, Trigger},
     telemetry,
     tls::Certificates,
+    upkeep,
 };
 
 /// How long begun requests may take once the box is to stop.
@@ -71,6 +72,7 @@ async fn serve(app: Arc<App>, trigger: Trigger) -> anyhow::Result<()> {
     open_sockets(&app, &connections).await?;
     tokio::spawn(stop_on_signal(trigger)?);
     tokio::spawn(signer::run(Arc::clone(&app)));
+    tokio::spawn(upkeep::run(Arc::clone(&app)));
     tokio::spawn(feed_watchdog(Arc::clone(&app)));
     notify(NotifyState::Ready);
     log::info!(server_name:% = app.config.server_name, version = env!("CARGO_PKG_VERSION"); "ready");

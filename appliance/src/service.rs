@@ -19,6 +19,7 @@ pub mod order;
 pub mod own_keys;
 pub mod passwords;
 pub mod peers;
+pub mod pepper;
 pub mod presence;
 pub mod profiles;
 pub mod push_rules;

@@ -7,7 +7,6 @@
 //! addresses: who steals its key cannot impersonate anything else to the members' devices.
 
 mod authority;
-mod files;
 
 use std::{
     io,

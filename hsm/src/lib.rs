@@ -25,7 +25,7 @@ mod keypair;
 mod oaep;
 mod pkcs11;
 mod private_file;
-mod seal;
+pub mod seal;
 mod secret;
 mod software;
 mod wrapped;

@@ -5,8 +5,12 @@ use zeroize::Zeroizing;
 
 use crate::{Error, Secret32};
 
-/// Encrypts under a fresh random nonce. A key seals far fewer than 2^32 secrets, so nonces do not meet.
-pub(crate) fn seal(key: &Secret32, aad: &[u8], plain: &[u8]) -> Result<Vec<u8>, Error> {
+/// Encrypts under a fresh random nonce (AES-256-GCM; nonce ‖ ciphertext ‖ tag). A key seals far fewer than 2^32 secrets, so
+/// nonces do not meet.
+///
+/// # Errors
+/// [`Error::Random`] if the operating system has no randomness.
+pub fn seal(key: &Secret32, aad: &[u8], plain: &[u8]) -> Result<Vec<u8>, Error> {
     let mut nonce = [0; NONCE_LEN];
     getrandom::fill(&mut nonce).map_err(Error::Random)?;
     let mut body = Zeroizing::new(plain.to_vec());
@@ -17,12 +21,11 @@ pub(crate) fn seal(key: &Secret32, aad: &[u8], plain: &[u8]) -> Result<Vec<u8>, 
     Ok([nonce.as_slice(), body.as_slice(), tag.as_ref()].concat())
 }
 
-/// Decrypts; `Damaged` if key, `aad` or a bit of the sealed bytes differ.
-pub(crate) fn unseal(
-    key: &Secret32,
-    aad: &[u8],
-    sealed: &[u8],
-) -> Result<Zeroizing<Vec<u8>>, Error> {
+/// Decrypts what [`seal`] made.
+///
+/// # Errors
+/// [`Error::Damaged`] if key, `aad` or a bit of the sealed bytes differ.
+pub fn unseal(key: &Secret32, aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
     let (nonce, body) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(Error::Damaged)?;
     let mut body = Zeroizing::new(body.to_vec());
     let length = cipher(key)

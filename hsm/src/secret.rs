@@ -31,13 +31,18 @@ impl Secret32 {
         &self.0
     }
 
-    pub(crate) fn random() -> Result<Self, Error> {
+    /// Fresh random bytes.
+    ///
+    /// # Errors
+    /// [`Error::Random`] if the operating system has none.
+    pub fn random() -> Result<Self, Error> {
         let mut secret = Self::zero();
         getrandom::fill(secret.0.as_mut_slice()).map_err(Error::Random)?;
         Ok(secret)
     }
 
-    pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
+    /// Takes bytes that the caller wipes, if they are as many as there must be.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         <&[u8; Self::BYTES]>::try_from(bytes).ok().map(Self::new)
     }
 

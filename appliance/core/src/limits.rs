@@ -40,6 +40,15 @@ pub const WORKING_KEY_BYTES_MAX: usize = 1024;
 /// Bytes of a frame between the box and the process with the PKCS#11 module: what is signed and the names around it.
 pub const TOKEN_FRAME_BYTES_MAX: usize = SIGNED_BYTES_MAX + 64 * 1024;
 
+// --- Secrets at rest and certificates (`vault`, `tls`) ---
+
+/// Bytes of the vault: a few keys and a certificate.
+pub const VAULT_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a chain of certificates that an administrator installs, and of the file in which the CA is kept.
+pub const CERTIFICATES_BYTES_MAX: usize = 64 * 1024;
+/// Signatures of TLS handshakes that the token is asked for at a time; further handshakes wait for their turn.
+pub const TLS_SIGNATURES_AT_ONCE: usize = 8;
+
 // --- HTTP ---
 
 /// Bytes of a JSON body: the largest real ones are uploads of key backups.

@@ -23,7 +23,8 @@ pub(super) async fn renew(
     let order = command::order(&app, &head)?;
     let wish: CodesRequest = command::json(body, ADMIN_BODY_BYTES_MAX).await?;
     let codes = command::carry_out(&app, order, "activation.renew", "", move |app, order| {
-        activation::renew(&app.store, &app.config.server_name, &wish, order, &random)
+        let new_code = || Ok(app.pepper.new_code(&random()?));
+        activation::renew(&app.store, &app.config.server_name, &wish, order, &new_code)
     });
     codes.await.map(Json)
 }

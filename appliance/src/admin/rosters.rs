@@ -51,7 +51,8 @@ pub(super) async fn import(
         let _only = only;
         let config = &app.config;
         let officers = &config.roster.trusted_keys;
-        roster::import(&app.store, &config.server_name, officers, &file, order, &random)
+        let new_code = || Ok(app.pepper.new_code(&random()?));
+        roster::import(&app.store, &config.server_name, officers, &file, order, &new_code)
     });
     let imported = imported.await?;
     let report = &imported.report;

@@ -72,7 +72,8 @@ async fn activate(State(app): State<Arc<App>>, request: Request) -> Result<Respo
     }
     let (salt, typed) = (random()?, code.clone());
     let activated = app.run_password_check(move |app| {
-        let user_id = activation::activate(&app.store, None, &typed, &password, &salt, now);
+        let (store, pepper) = (&app.store, &app.pepper);
+        let user_id = activation::activate(store, pepper, None, &typed, &password, &salt, now);
         Ok::<_, ApiError>(user_id)
     });
     let (status, problem) = match activated.await? {

@@ -17,7 +17,7 @@ use super::error::ApiError;
 use crate::{
     app::App,
     config::RegistrationMode,
-    service::sessions::{self, Authenticated, Identity, TokenHash},
+    service::sessions::{self, Authenticated, Identity},
 };
 
 /// A request without an identity.
@@ -138,7 +138,7 @@ async fn authenticate(
     head: &Parts,
     token: &str,
 ) -> Result<Authenticated, ApiError> {
-    let (hash, now) = (TokenHash::of(token), (app.clock)());
+    let (hash, now) = (app.pepper.token(token), (app.clock)());
     if let Some(authenticated) = app.sessions.get(&hash, now) {
         return Ok(authenticated);
     }

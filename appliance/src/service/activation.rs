@@ -5,15 +5,17 @@ use sallyport_core::{
     admin::{CodesRequest, IssuedCode, Unapproved},
     audit::Entry,
     limits::{ACTIVATION_CODES_MAX, PASSWORD_CHARACTERS_MIN},
-    roster::{
-        Localpart,
-        activation::{ActivationCode, NotACode, RANDOM_BYTES},
-    },
+    roster::{Localpart, activation::NotACode},
     time::Millis,
 };
 use sallyport_store::Store;
 
-use super::{order::Order, passwords, roster::give};
+use super::{
+    order::Order,
+    passwords,
+    pepper::{NewCode, Pepper},
+    roster::give,
+};
 use crate::app::Interrupted;
 
 /// Accounts in one transaction.
@@ -52,8 +54,13 @@ pub enum Error {
 ///
 /// # Errors
 /// If it is mistyped or not valid.
-pub fn owner(store: &Store, code: &str, now: Millis) -> Result<OwnedUserId, Error> {
-    let hash = code.parse::<ActivationCode>()?.hash();
+pub fn owner(
+    store: &Store,
+    pepper: &Pepper,
+    code: &str,
+    now: Millis,
+) -> Result<OwnedUserId, Error> {
+    let hash = pepper.code(&code.parse()?);
     store.read(|read| read.activation_code_owner(hash, now))?.ok_or(Error::Unknown)
 }
 
@@ -64,13 +71,14 @@ pub fn owner(store: &Store, code: &str, now: Millis) -> Result<OwnedUserId, Erro
 /// If the code or the password cannot be used; then the code still works.
 pub fn activate(
     store: &Store,
+    pepper: &Pepper,
     wanted: Option<&UserId>,
     code: &str,
     password: &str,
     salt: &[u8; 16],
     now: Millis,
 ) -> Result<OwnedUserId, Error> {
-    let hash = code.parse::<ActivationCode>()?.hash();
+    let hash = pepper.code(&code.parse()?);
     let owner = store.read(|read| read.activation_code_owner(hash, now))?.ok_or(Error::Unknown)?;
     if wanted.is_some_and(|wanted| wanted != owner) {
         return Err(Error::Unknown);
@@ -93,7 +101,7 @@ pub fn renew(
     ours: &ServerName,
     request: &CodesRequest,
     order: &Order,
-    random: &dyn Fn() -> Result<[u8; RANDOM_BYTES], Interrupted>,
+    new_code: &dyn Fn() -> Result<NewCode, Interrupted>,
 ) -> Result<Vec<IssuedCode>, Error> {
     let mandate = order.alone()?;
     let accounts = wanted(store, ours, request)?;
@@ -101,7 +109,7 @@ pub fn renew(
     for accounts in accounts.chunks(SLICE) {
         let mut work = Vec::with_capacity(accounts.len());
         for user_id in accounts {
-            work.push((user_id.clone(), ActivationCode::from_random(&random()?)));
+            work.push((user_id.clone(), new_code()?));
         }
         let (now, mandate) = (order.now, mandate.clone());
         let given: Result<Vec<IssuedCode>, Error> = store.write(move |write| {

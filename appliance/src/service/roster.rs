@@ -11,9 +11,7 @@ use sallyport_core::{
     limits::{ACTIVATION_MS_MAX, ROSTER_REPORT_NAMES_MAX},
     roster::{
         Account, AccountState, Current, Head, Localpart, MassLock, NotAdmitted, Plan, Step,
-        UnknownLocks,
-        activation::{ActivationCode, RANDOM_BYTES},
-        diff,
+        UnknownLocks, diff,
         signed::{Refused, RosterFile, Verified},
     },
     sign::PublicKey,
@@ -21,7 +19,10 @@ use sallyport_core::{
 };
 use sallyport_store::{Store, Write};
 
-use super::order::{Mandate, Order};
+use super::{
+    order::{Mandate, Order},
+    pepper::NewCode,
+};
 use crate::app::Interrupted;
 
 /// Officers who must approve that unusually many accounts are locked, beside the one who signed the roster.
@@ -95,7 +96,7 @@ pub fn import(
     officers: &[PublicKey],
     file: &[u8],
     order: &Order,
-    random: &dyn Fn() -> Result<[u8; RANDOM_BYTES], Interrupted>,
+    new_code: &dyn Fn() -> Result<NewCode, Interrupted>,
 ) -> Result<RosterImported, Error> {
     let verified = RosterFile::parse(file)?.verify(officers)?;
     let (before, current) = situation(store)?;
@@ -106,7 +107,7 @@ pub fn import(
     begin(store, before, &report, &mandate)?;
     let mut codes = Vec::new();
     for steps in plan.steps.chunks(SLICE) {
-        codes.extend(slice(store, ours, &report.head, steps, order.now, random)?);
+        codes.extend(slice(store, ours, &report.head, steps, order.now, new_code)?);
     }
     finish(store, &report, codes.len(), &mandate)?;
     Ok(RosterImported { report, codes })
@@ -206,7 +207,7 @@ fn finish(
 
 /// A step that owns what it needs, with the code that its account may get.
 enum Work {
-    Put { user_id: OwnedUserId, account: Box<Account>, new: bool, code: Option<ActivationCode> },
+    Put { user_id: OwnedUserId, account: Box<Account>, new: bool, code: Option<NewCode> },
     Lock { user_id: OwnedUserId },
 }
 
@@ -217,7 +218,7 @@ fn slice(
     head: &Head,
     steps: &[Step<'_>],
     now: Millis,
-    random: &dyn Fn() -> Result<[u8; RANDOM_BYTES], Interrupted>,
+    new_code: &dyn Fn() -> Result<NewCode, Interrupted>,
 ) -> Result<Vec<IssuedCode>, Error> {
     let user_id = |localpart: &Localpart| {
         localpart.user_id(ours).ok_or_else(|| Error::TooLong(localpart.clone()))
@@ -228,8 +229,7 @@ fn slice(
         work.push(match step {
             Step::Create(account) => {
                 let active = account.state == AccountState::Active;
-                let code =
-                    if active { Some(ActivationCode::from_random(&random()?)) } else { None };
+                let code = if active { Some(new_code()?) } else { None };
                 Work::Put { user_id, account: Box::new((*account).clone()), new: true, code }
             }
             Step::Update(account) | Step::Lock(account) | Step::Unlock(account) => {
@@ -260,7 +260,7 @@ fn put(
     user_id: &OwnedUserId,
     account: &Account,
     serial: Option<u64>,
-    code: Option<ActivationCode>,
+    code: Option<NewCode>,
     now: Millis,
 ) -> Result<Option<IssuedCode>, sallyport_store::Error> {
     let made = write.create_user(user_id, now)?;
@@ -295,16 +295,16 @@ pub(super) fn give(
     write: &mut Write<'_>,
     user_id: &OwnedUserId,
     account: &Account,
-    code: &ActivationCode,
+    code: &NewCode,
     now: Millis,
 ) -> Result<IssuedCode, sallyport_store::Error> {
     let expires_at = Millis(now.0.saturating_add(ACTIVATION_MS_MAX));
-    write.set_activation_code(user_id, code.hash(), expires_at)?;
+    write.set_activation_code(user_id, code.hash, expires_at)?;
     Ok(IssuedCode {
         user_id: user_id.to_string(),
         display_name: account.display_name.clone(),
         unit: account.unit.clone(),
-        code: code.to_string(),
+        code: code.code.to_string(),
         expires_at,
     })
 }

@@ -8,7 +8,6 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use ring::digest;
 use ruma::{OwnedDeviceId, OwnedUserId, ServerName, UserId};
 use sallyport_core::{
     limits::{
@@ -19,23 +18,11 @@ use sallyport_core::{
 };
 use sallyport_store::{NewSession, NewTokens, Session, Store};
 
-use super::{attempts::Attempts, passwords};
+use super::{attempts::Attempts, passwords, pepper::Pepper};
 
-/// The SHA-256 of a token: all that the box keeps of it.
+/// The hash of a token ([`Pepper::token`]): all that the box keeps of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TokenHash(pub [u8; 32]);
-
-impl TokenHash {
-    /// The hash of a token as the client sends it.
-    pub fn of(token: &str) -> Self {
-        let digest = digest::digest(&digest::SHA256, token.as_bytes());
-        let mut hash = [0; 32];
-        for (to, from) in hash.iter_mut().zip(digest.as_ref()) {
-            *to = *from;
-        }
-        Self(hash)
-    }
-}
 
 /// The account and the device that an access token belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,12 +160,20 @@ fn note_seen(store: &Store, identity: &Identity, address: Option<IpAddr>, now: M
     );
 }
 
-/// Fresh random values for a session.
-pub struct Fresh(pub [u8; 72]);
+/// Fresh random values for a session, and what its tokens are hashed with.
+pub struct Fresh {
+    random: [u8; 72],
+    pepper: Pepper,
+}
 
 impl Fresh {
+    /// From random bytes.
+    pub fn new(random: [u8; 72], pepper: &Pepper) -> Self {
+        Self { random, pepper: pepper.clone() }
+    }
+
     fn token(&self, prefix: &str, from: usize) -> String {
-        let bytes = self.0.get(from..from + 32).unwrap_or_default();
+        let bytes = self.random.get(from..from + 32).unwrap_or_default();
         format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes))
     }
 
@@ -192,7 +187,7 @@ impl Fresh {
 
     /// Ten letters, as other servers choose them.
     fn device_id(&self) -> OwnedDeviceId {
-        let bytes = self.0.get(64..).unwrap_or_default();
+        let bytes = self.random.get(64..).unwrap_or_default();
         let mut number = bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
         let letters = std::iter::from_fn(|| {
             let letter = char::from(b'A' + u8::try_from(number % 26).unwrap_or_default());
@@ -356,7 +351,7 @@ pub fn refresh(
     now: Millis,
     fresh: &Fresh,
 ) -> Result<Started, TokenError> {
-    let hash = TokenHash::of(refresh_token);
+    let hash = fresh.pepper.token(refresh_token);
     let session = store.read(|read| read.session_to_refresh(&hash.0))?;
     let session = session.ok_or(TokenError::Unknown)?;
     let (user_id, device_id) = (session.user_id, session.device_id);
@@ -401,8 +396,8 @@ fn issue(
     let refresh_token = refresh.then(|| fresh.refresh_token());
     let expires_in = refresh.then(|| Duration::from_millis(ACCESS_TOKEN_MS));
     let tokens = NewTokens {
-        access: TokenHash::of(&access_token).0,
-        refresh: refresh_token.as_deref().map(|token| TokenHash::of(token).0),
+        access: fresh.pepper.token(&access_token).0,
+        refresh: refresh_token.as_deref().map(|token| fresh.pepper.token(token).0),
         expires: expires_in.map(|period| now.plus(period)),
     };
     let started = Started { user_id, device_id, access_token, refresh_token, expires_in };
@@ -411,13 +406,9 @@ fn issue(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use sallyport_hsm::Secret32;
 
-    #[test]
-    fn token_hash_is_sha256() {
-        let TokenHash(hash) = TokenHash::of("abc");
-        assert_eq!(&hash[..4], &[0xba, 0x78, 0x16, 0xbf]);
-    }
+    use super::*;
 
     #[test]
     fn fresh_values_do_not_share_bytes() {
@@ -425,7 +416,7 @@ mod tests {
         for (number, byte) in bytes.iter_mut().enumerate() {
             *byte = u8::try_from(number).unwrap();
         }
-        let fresh = Fresh(bytes);
+        let fresh = Fresh::new(bytes, &Pepper::new(&Secret32::new(&[0; 32])));
         let access = fresh.access_token();
         assert_eq!(access.len(), 4 + 43);
         assert_ne!(access[4..], fresh.refresh_token()[4..]);

@@ -18,10 +18,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use sallyport_core::time::Millis;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{
-    BACKDATED, Error, LEAF_VALIDITY, Pair, RENEW_BEFORE,
-    files::{self, Readers},
-};
+use super::{BACKDATED, Error, LEAF_VALIDITY, Pair, RENEW_BEFORE};
+use crate::files::{self, Readers};
 
 /// How long the CA is valid: longer than a box is in use, because devices must trust a new one
 /// by hand.

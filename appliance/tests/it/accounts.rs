@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sallyport::service::sessions::{self, DeviceWish, Fresh, SessionCache, TokenError, TokenHash};
+use sallyport::service::sessions::{self, DeviceWish, Fresh, SessionCache, TokenError};
 use sallyport_core::time::Millis;
 use serde_json::{Value, json};
 
@@ -140,8 +140,10 @@ fn an_access_token_that_can_be_refreshed_expires() {
     let store = &enclave.app.store;
     let now = Millis(1_000_000_000_000);
     let wish = DeviceWish { refresh: true, ..DeviceWish::default() };
-    let started = sessions::start(store, alice.user_id, wish, now, &Fresh([7; 72])).unwrap();
-    let hash = TokenHash::of(&started.access_token);
+    let started =
+        sessions::start(store, alice.user_id, wish, now, &Fresh::new([7; 72], &enclave.app.pepper))
+            .unwrap();
+    let hash = enclave.app.pepper.token(&started.access_token);
     let at = |now: Millis| {
         sessions::authenticate(store, &SessionCache::default(), hash, None, now).map(drop)
     };

@@ -24,11 +24,7 @@ use sallyport_core::{
     bundle::unverified_header,
     digest::Sha256,
     limits::{AUDIT_PAGE_ROWS_MAX, AUDIT_ROW_BYTES_MAX},
-    roster::{
-        Account, Head, Mode, Roster,
-        activation::{ActivationCode, RANDOM_BYTES},
-        signed::RosterFile,
-    },
+    roster::{Account, Head, Mode, Roster, activation::RANDOM_BYTES, signed::RosterFile},
 };
 use sallyport_hsm::Pin;
 use sallyport_store::Progress;
@@ -280,7 +276,7 @@ impl Scene {
         let Self { alpha, bravo, roster, .. } = self;
         let (app, store, ours) = (&alpha.app, &alpha.app.store, &alpha.app.config.server_name);
         let alice = user_id!("@alice:alpha.test");
-        let code = || Ok([7; RANDOM_BYTES]);
+        let code = || Ok(app.pepper.new_code(&[7; RANDOM_BYTES]));
         vec![
             (
                 "card.install",
@@ -309,11 +305,11 @@ impl Scene {
             (
                 "activation.renew",
                 Box::new(move |order| {
-                    let fresh = || Ok([1; RANDOM_BYTES]);
+                    let fresh = || Ok(app.pepper.new_code(&[1; RANDOM_BYTES]));
                     said(activation::renew(store, ours, &codes(), order, &fresh))
                 }),
                 Box::new(move || {
-                    let hash = ActivationCode::from_random(&[7; RANDOM_BYTES]).hash();
+                    let hash = app.pepper.new_code(&[7; RANDOM_BYTES]).hash;
                     format!(
                         "{:?}",
                         store.read(|read| read.activation_code_owner(hash, NOW)).unwrap()

@@ -117,7 +117,7 @@ impl Enclave {
             device_id: device_id.into(),
             display_name: None,
             tokens: sallyport_store::NewTokens {
-                access: sallyport::service::sessions::TokenHash::of(&token).0,
+                access: self.app.pepper.token(&token).0,
                 refresh: None,
                 expires: None,
             },

@@ -2,7 +2,7 @@
 //!
 //! A code is 110 random bits in Crockford's base32 and two check digits, in six groups of four:
 //! `7K3D-M0QZ-…`. The check digits are those of a Reed–Solomon code over GF(32): every one or two wrong digits, and every
-//! two that changed places, are noticed where the code is typed. The box keeps only [`ActivationCode::hash`]; with 110
+//! two that changed places, are noticed where the code is typed. The box keeps only a keyed hash of [`ActivationCode::hash`]; with 110
 //! bits no salt and no slow hash is needed, and looking the hash up tells an attacker who measures time nothing.
 
 use std::{fmt, str::FromStr};
@@ -41,7 +41,7 @@ impl ActivationCode {
         Self(digits)
     }
 
-    /// What the box stores and looks up.
+    /// What the box hashes with its pepper, stores and looks up.
     #[must_use]
     pub fn hash(&self) -> Sha256 {
         Sha256::of_parts(&[b"sallyport/activation/1", &self.0])

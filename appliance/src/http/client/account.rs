@@ -85,9 +85,12 @@ async fn register(
         .ok_or_else(|| ApiError::missing_param("A new account needs a password."))?;
     let (now, salt, made) = ((app.clock)(), random()?, user_id.clone());
     let register = move |app: &App| match code {
-        Some(code) => activation::activate(&app.store, Some(&made), &code, &password, &salt, now)
-            .map(drop)
-            .map_err(ApiError::from),
+        Some(code) => {
+            let (store, pepper, made) = (&app.store, &app.pepper, Some(&*made));
+            activation::activate(store, pepper, made, &code, &password, &salt, now)
+                .map(drop)
+                .map_err(ApiError::from)
+        }
         None => Ok(accounts::register(app, &made, &password, &salt, now)?),
     };
     app.run_password_check(register).await?;
@@ -103,7 +106,7 @@ async fn register(
         display_name: request.initial_device_display_name,
         refresh: request.refresh_token,
     };
-    let fresh = Fresh(random()?);
+    let fresh = Fresh::new(random()?, &app.pepper);
     let start = move |app: &App| sessions::start(&app.store, user_id, wish, now, &fresh);
     let started = app.run(start).await?;
     response.device_id = Some(started.device_id);
@@ -159,7 +162,7 @@ async fn token_validity(
     let (now, address) = ((app.clock)(), anonymous.address);
     app.attempts.begin(None, address, now).map_err(ApiError::limit_exceeded)?;
     let owner = app.run(move |app| {
-        let owner = activation::owner(&app.store, &request.token, now);
+        let owner = activation::owner(&app.store, &app.pepper, &request.token, now);
         Ok::<_, ApiError>(owner)
     });
     match owner.await? {

@@ -71,7 +71,7 @@ async fn log_in(
             refresh: request.refresh_token,
         },
     };
-    let (now, fresh) = ((app.clock)(), Fresh(random()?));
+    let (now, fresh) = ((app.clock)(), Fresh::new(random()?, &app.pepper));
     let log_in = move |app: &App| {
         let server_name = &app.config.server_name;
         let origin = caller.address;
@@ -100,7 +100,7 @@ async fn refresh(
     _: Anonymous,
     request: refresh_token::Request,
 ) -> Result<refresh_token::Response, ApiError> {
-    let (now, fresh) = ((app.clock)(), Fresh(random()?));
+    let (now, fresh) = ((app.clock)(), Fresh::new(random()?, &app.pepper));
     let refresh =
         move |app: &App| sessions::refresh(&app.store, &request.refresh_token, now, &fresh);
     let started = app.run(refresh).await?;
