@@ -10,6 +10,7 @@
 mod exchange;
 mod load;
 mod scenes;
+mod signing;
 mod table;
 
 use std::{env, net::SocketAddr, process::ExitCode};

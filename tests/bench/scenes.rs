@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use crate::{
     exchange,
     load::{self, Outcome, Until},
+    signing,
     table::{Table, Target},
 };
 
@@ -53,6 +54,7 @@ impl Scene {
     /// All scenes, in the order of the table.
     pub(crate) const ALL: &[Self] = &[
         Self { name: "send", what: "messages into one room", run: send },
+        Self { name: "signing", what: "slow and absent tokens", run: signing },
         Self { name: "memory", what: "memory of an idle box", run: memory },
         Self { name: "start", what: "cold start", run: start },
         Self { name: "roster", what: "roster", run: exchange::roster },
@@ -103,6 +105,11 @@ fn send(table: &mut Table, peer: Option<SocketAddr>) -> Result<()> {
     Ok(())
 }
 
+fn signing(table: &mut Table, _peer: Option<SocketAddr>) -> Result<()> {
+    signing::slow_token(table)?;
+    signing::absent_token(table)
+}
+
 /// A fresh box whose token takes `delay_ms` per signature, with its room warmed up.
 fn sending_box(name: &str, folder: &Path, delay_ms: u64) -> Result<(Enclave, load::Target)> {
     let mut plan = Plan::for_test(name, folder);
@@ -115,7 +122,7 @@ fn sending_box(name: &str, folder: &Path, delay_ms: u64) -> Result<(Enclave, loa
 }
 
 /// A room with all members joined.
-fn room(client: &Client, address: SocketAddr) -> Result<load::Target> {
+pub(crate) fn room(client: &Client, address: SocketAddr) -> Result<load::Target> {
     let run = std::process::id();
     let members: Vec<Client> = (0..MEMBERS)
         .map(|index| client.register(&format!("bench{run}-{index}"), "a long enough password"))
