@@ -1,5 +1,6 @@
 //! What the box tells about itself: the log and the metrics. Neither leaves the box by itself.
 
+pub mod faults;
 pub mod log;
 pub mod metrics;
 pub mod token;

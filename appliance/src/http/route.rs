@@ -6,7 +6,7 @@
 //! Handlers are type-erased early: little code is compiled once per endpoint.
 
 use std::{
-    panic::{self, AssertUnwindSafe},
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -30,7 +30,7 @@ use super::{
     auth::{Admits, Caller},
     error::ApiError,
 };
-use crate::app::App;
+use crate::{app::App, telemetry::faults};
 use sallyport_core::limits::{BODY_READ_MS_MAX, JSON_BODY_BYTES_MAX};
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response, ApiError>> + Send>>;
@@ -241,8 +241,8 @@ fn decode<Req: IncomingRequest>(
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let request = http::Request::from_parts(head, body);
     // Ruma panics when a log-in has no `type`.
-    panic::catch_unwind(AssertUnwindSafe(|| Req::try_from_http_request(request, &arguments)))
-        .map_err(|_| ApiError::bad_json("The body lacks what this endpoint needs."))?
+    faults::expected(AssertUnwindSafe(|| Req::try_from_http_request(request, &arguments)))
+        .ok_or_else(|| ApiError::bad_json("The body lacks what this endpoint needs."))?
         .map_err(Into::into)
 }
 

@@ -25,6 +25,7 @@ pub fn install(level: LogLevel) {
         let _ = log::set_logger(&Stderr);
     }
     log::set_max_level(level.into());
+    super::faults::tell();
 }
 
 impl From<LogLevel> for LevelFilter {
