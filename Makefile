@@ -78,6 +78,11 @@ else
 	$(BUILT) $(CARGO) test --locked --workspace --test e2e
 endif
 
+.PHONY: kryoptic
+kryoptic: ## Run the tests of the tokens over kryoptic, a second software token, in a Debian 13 chroot (root, 600 MB)
+	@.ci/need build
+	@.ci/kryoptic
+
 .PHONY: fault-table
 fault-table: ## Rewrite the table of faults in hsm/README.md from the tests that play them
 	SALLYPORT_REWRITE_TABLES=1 $(CARGO) test --locked --workspace --test it the_readme_shows_the_table

@@ -5,6 +5,8 @@ mod faults;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod kryoptic;
+#[cfg(test)]
 mod pkcs11;
 #[cfg(test)]
 mod requests;

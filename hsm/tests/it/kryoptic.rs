@@ -1,0 +1,59 @@
+//! The same over kryoptic, a PKCS#11 token that shares no code with SoftHSM: `make kryoptic` builds it and runs these.
+//!
+//! It is not in Debian and needs a newer OpenSSL than Debian 12 has, so these tests do not run with the others.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use sallyport_hsm::{
+    Health, HelperSettings, HelperToken, KeyKind, KeyRole, Pin, Token, init_token,
+};
+
+use crate::{
+    softhsm::{self, PIN, TIMEOUT, eventually},
+    software,
+};
+
+/// Path of the module.
+const MODULE: &str = "KRYOPTIC_MODULE";
+/// Where the module finds its configuration.
+const CONFIGURATION: &str = "KRYOPTIC_CONF";
+
+#[test]
+#[ignore = "needs kryoptic: `make kryoptic` builds it and runs this"]
+fn a_box_works_with_kryoptic() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = start(folder.path());
+    eventually("opening", || token.health() == Health::Ready);
+    let caps = token.caps();
+    assert!(caps.ed25519 && caps.p256_sign && caps.p256_agree && caps.wrap, "{caps:?}");
+    software::every_kind_of_key(&token);
+    let event = token.generate(KeyRole::Event, KeyKind::Ed25519).unwrap();
+    software::batch(&token, &event);
+}
+
+fn start(folder: &Path) -> HelperToken {
+    let module =
+        PathBuf::from(env::var_os(MODULE).expect("KRYOPTIC_MODULE is the path of the module"));
+    let configuration = folder.join("kryoptic.conf");
+    let database = folder.join("token.sql");
+    fs::write(
+        &configuration,
+        format!("[[slots]]\nslot = 1\ndbtype = \"sqlite\"\ndbargs = \"{}\"\n", database.display()),
+    )
+    .unwrap();
+    #[expect(unsafe_code, reason = "the module is configured by its environment only")]
+    // SAFETY: this is the only test of its process, see the Makefile.
+    unsafe {
+        env::set_var(CONFIGURATION, &configuration);
+    }
+    let officer_pin = Pin::new("officer's PIN".to_owned());
+    init_token(&module, "kryoptic", &officer_pin, &Pin::new(PIN.to_owned())).unwrap();
+    let pin_file = folder.join("pin");
+    softhsm::write_pin(&pin_file, PIN);
+    let settings = softhsm::settings(&module, "kryoptic", &pin_file, TIMEOUT);
+    let environment = vec![CONFIGURATION.to_owned()];
+    HelperToken::start(HelperSettings { environment, ..settings }).unwrap()
+}
