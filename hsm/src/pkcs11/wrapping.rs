@@ -99,9 +99,9 @@ impl Connection {
             (Method::EcdhP256, None) | (Method::Plain, _) => Err(Error::Damaged),
         };
         opened.map_err(|error| match error {
-            // Modules say GENERAL_ERROR or FUNCTION_FAILED when a check value is wrong; a broken token would not answer the
-            // next question either.
-            Error::Device { .. } => self.check().err().unwrap_or(Error::Damaged),
+            // Modules say GENERAL_ERROR, FUNCTION_FAILED or even DEVICE_ERROR when a check value is wrong; a broken token would
+            // not answer the next question either.
+            Error::Device { .. } | Error::Absent => self.check().err().unwrap_or(Error::Damaged),
             other => other,
         })
     }

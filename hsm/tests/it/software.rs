@@ -89,7 +89,8 @@ fn wrapping(token: &dyn Token, event: &KeyName, agreement: &KeyName, kind: KeyKi
     for at in 0..wrapped.len() {
         let mut damaged = wrapped.clone();
         damaged[at] ^= 1;
-        assert!(matches!(token.unwrap(&key, &damaged, b"tls leaf"), Err(Error::Damaged)), "{at}");
+        let refused = token.unwrap(&key, &damaged, b"tls leaf");
+        assert!(matches!(refused, Err(Error::Damaged)), "{kind} {at} {refused:?}");
     }
     assert!(matches!(token.unwrap(&key, &[], b"tls leaf"), Err(Error::Damaged)));
     assert!(matches!(token.unwrap(&key, &wrapped[..20], b""), Err(Error::Damaged)));
