@@ -84,8 +84,8 @@ kryoptic: ## Run the tests of the tokens over kryoptic, a second software token,
 	@.ci/kryoptic
 
 .PHONY: fault-table
-fault-table: ## Rewrite the table of faults in hsm/README.md from the tests that play them
-	SALLYPORT_REWRITE_TABLES=1 $(CARGO) test --locked --workspace --test it the_readme_shows_the_table
+fault-table: ## Rewrite the tables of faults and devices in hsm/README.md from the tests that play them
+	SALLYPORT_REWRITE_TABLES=1 $(CARGO) test --locked --workspace --test it the_readme_shows_the
 
 .PHONY: fuzz-smoke
 fuzz-smoke: ## Run every fuzz target over its seeds and their mutations, without a fuzzer

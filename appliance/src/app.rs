@@ -229,7 +229,8 @@ fn open_token(
     let Some(token) = &config.token else { return Ok(None) };
     let policy = Policy { server_name: config.server_name.clone() };
     let program = HelperProgram::this_one();
-    let token = sallyport_hsm::open(token, config.allow_software_keys, policy, program)?;
+    let (software, folder) = (config.allow_software_keys, Some(config.data_dir.as_path()));
+    let token = sallyport_hsm::open(token, software, policy, program, folder)?;
     Ok(Some(Arc::new(Measured::new(token, Arc::clone(metrics)))))
 }
 

@@ -27,8 +27,9 @@ use axum::{
     routing::{MethodRouter, get},
 };
 use http::{HeaderValue, StatusCode, header};
+use sallyport_core::sign::KeyRole;
 
-use crate::{app::App, config::Api};
+use crate::{app::App, config::Api, service::token};
 use error::ApiError;
 use route::Endpoint;
 
@@ -85,8 +86,14 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
     const OPENMETRICS: HeaderValue =
         HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     // Counted now: the signer may be at work for a long time.
-    match app.run(|app| app.store.read(|read| read.unsigned_count())).await {
-        Ok(waiting) => {
+    let counted = app.run(|app| {
+        let token = app.token.as_deref();
+        let mode = token.and_then(|token| token::custody(&app.store, token, KeyRole::Event));
+        app.store.read(|read| read.unsigned_count()).map(|waiting| (waiting, mode))
+    });
+    match counted.await {
+        Ok((waiting, mode)) => {
+            app.metrics.token_mode(mode);
             app.metrics.unsigned_events.set(i64::try_from(waiting).unwrap_or(i64::MAX));
             let waiters = app.notify.waiters();
             app.metrics.sync_waiters.set(i64::try_from(waiters).unwrap_or(i64::MAX));

@@ -196,7 +196,7 @@ pub enum Error {
         /// The configured key file.
         path: PathBuf,
     },
-    /// A file of the software token cannot be read or written.
+    /// A file with keys cannot be read or written.
     #[error("{path} cannot be read or written")]
     File {
         /// The file.
@@ -205,12 +205,39 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A file of the software token is not what it should be.
+    /// A file with keys is not what it should be.
     #[error("{path} is not a valid key file: restore it from a backup")]
     FileFormat {
         /// The file.
         path: PathBuf,
     },
+    /// A working key is not what the token certified, or cannot be opened by it.
+    #[error(
+        "the working key {key} in {path} cannot be used ({why}): restore the file from a backup, or replace the key"
+    )]
+    WorkingKey {
+        /// The key.
+        key: KeyName,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A key that is to be destroyed holds another one, and there is none that could take over.
+    #[error(
+        "the key {key} is needed to open the working key {by}: make another of its role first, or destroy that one first"
+    )]
+    KeyInUse {
+        /// The key.
+        key: KeyName,
+        /// The working key that needs it.
+        by: KeyName,
+    },
+    /// The system locks no memory.
+    #[error(
+        "no memory can be locked for a working key: raise the limit (`LimitMEMLOCK=` of the service, `ulimit -l`)"
+    )]
+    MemoryLock(#[source] io::Error),
     /// A key file is in the way of a new one.
     #[error("{path} is there already: move it away first")]
     FileExists {
@@ -276,6 +303,8 @@ impl Error {
             | Self::SoftwareKeysNotAllowed { .. }
             | Self::File { .. }
             | Self::FileFormat { .. }
+            | Self::WorkingKey { .. }
+            | Self::MemoryLock(_)
             | Self::FileExists { .. } => Class::Operator,
             Self::NoSuchKey(_)
             | Self::DuplicateKey(_)
@@ -288,6 +317,7 @@ impl Error {
             | Self::Extractable
             | Self::InvalidPeer
             | Self::Damaged
+            | Self::KeyInUse { .. }
             | Self::Device { .. } => Class::Caller,
         }
     }

@@ -13,15 +13,21 @@
 
 #![deny(missing_docs)]
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use sallyport_core::sign::{Policy, PublicKey, Signature, SigningRequest};
 use serde::{Deserialize, Serialize};
 
+mod envelope;
 mod error;
 mod helper;
 mod key;
 mod keypair;
+mod locked;
 mod oaep;
 mod pkcs11;
 mod private_file;
@@ -30,6 +36,7 @@ mod secret;
 mod software;
 mod wrapped;
 
+pub use envelope::{EnvelopeToken, ModeChoice};
 pub use error::{Class, Error};
 pub use helper::{HelperProgram, HelperSettings, HelperToken, run_helper};
 pub use key::{Caps, KeyKind, KeyName, ParseKeyNameError};
@@ -145,6 +152,9 @@ pub enum TokenConfig {
         /// `SOFTHSM2_CONF`, and no others.
         #[serde(default)]
         environment: Vec<String>,
+        /// How the box's event keys are kept. Keys of officers and of the enclave root are in the token in any case.
+        #[serde(default)]
+        mode: ModeChoice,
     },
     /// An encrypted file, for development only.
     Software {
@@ -157,7 +167,8 @@ pub enum TokenConfig {
 }
 
 /// Opens the configured token, or, for a PKCS#11 token, starts to: the answer comes at once and the token is connected
-/// behind it. `program` becomes the process that loads the module.
+/// behind it. `program` becomes the process that loads the module. `working_keys` is the folder for keys that the token
+/// cannot hold; without one there are none, and such a token is of no use for the roles that need them.
 ///
 /// Software keys can be copied by whoever reads the disk; without `allow_software_keys` they are refused.
 pub fn open(
@@ -165,23 +176,31 @@ pub fn open(
     allow_software_keys: bool,
     policy: Policy,
     program: HelperProgram,
+    working_keys: Option<&Path>,
 ) -> Result<Arc<dyn Token>, Error> {
     match config {
-        TokenConfig::Pkcs11 { module, token_label, pin_file, timeout_ms, environment } => {
-            Ok(Arc::new(HelperToken::start(HelperSettings {
+        TokenConfig::Pkcs11 { module, token_label, pin_file, timeout_ms, environment, mode } => {
+            let token = HelperToken::start(HelperSettings {
                 program,
                 module: module.clone(),
                 label: token_label.clone(),
                 pin_file: pin_file.clone(),
                 timeout: Duration::from_millis(*timeout_ms),
                 environment: environment.clone(),
-                policy,
-            })?))
+                policy: policy.clone(),
+            })?;
+            Ok(match working_keys {
+                None => Arc::new(token),
+                Some(folder) => {
+                    Arc::new(EnvelopeToken::new(Arc::new(token), *mode, folder, policy))
+                }
+            })
         }
         TokenConfig::Software { path, delay_ms } => {
             if !allow_software_keys {
                 return Err(Error::SoftwareKeysNotAllowed { path: path.clone() });
             }
+            log::warn!(mode:% = Mode::Software; "{}", Mode::Software.meaning());
             let delay = Duration::from_millis(*delay_ms);
             Ok(Arc::new(SoftwareToken::open_or_create(path, delay, policy)?))
         }

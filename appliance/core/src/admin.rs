@@ -20,8 +20,8 @@
 //! | `GET` [`path::BUNDLES`] | | [`PeerBundles`] list |
 //! | `POST` [`path::BUNDLES_EXPORT`]`?peer=NAME` | | the bundle |
 //! | `POST` [`path::BUNDLES_IMPORT`] | a bundle | [`BundleImported`] |
-//! | `GET` [`path::TOKEN`] | | [`TokenStatus`] |
-//! | `POST` [`path::TOKEN_UNLOCK`] | [`Unlock`] | [`TokenStatus`] |
+//! | `GET` [`path::TOKEN`] | | [`TokenReport`] |
+//! | `POST` [`path::TOKEN_UNLOCK`] | [`Unlock`] | [`TokenReport`] |
 //! | `POST` [`path::CLOCK_ACCEPT`] | | [`Millis`]: the time that counts from now on |
 //!
 //! Whatever is not a success has an [`ErrorBody`].
@@ -37,6 +37,7 @@ pub use card_request::{CardRequest, CardTerms, NotARequest};
 
 use crate::{
     audit::{Row, Tip},
+    custody::Mode,
     digest::Sha256,
     limits::{ADMIN_ACTOR_CHARS_MAX, ADMIN_APPROVALS_MAX, ADMIN_AUTHORITY_BYTES_MAX},
     roster::{Counts, Head, Localpart, MassLock},
@@ -147,7 +148,7 @@ pub struct Status {
     /// The end of the audit log: write it down now and then, and compare.
     pub audit: Tip,
     /// How the token is.
-    pub token: TokenStatus,
+    pub token: TokenReport,
 }
 
 /// How many accounts there are.
@@ -247,6 +248,8 @@ pub struct Peer {
     pub serial: u64,
     /// Until when the card is valid.
     pub not_after: Millis,
+    /// Where the key lives that signs its events, if its card says so.
+    pub custody: Option<Mode>,
 }
 
 /// How the exchange with a peer stands.
@@ -275,6 +278,18 @@ pub struct BundleImported {
     pub known: bool,
     /// What came of its parts, in sentences for people.
     pub report: Vec<String>,
+}
+
+/// How the token is, and where the keys of the box live.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenReport {
+    /// How the token is.
+    #[serde(flatten)]
+    pub state: TokenStatus,
+    /// Where the key lives that signs events. Unknown until the box has one, or the token was open once.
+    pub event_key: Option<Mode>,
+    /// Where the key lives that opens bundles. Unknown until the box has one.
+    pub courier_encryption_key: Option<Mode>,
 }
 
 /// How the token is.

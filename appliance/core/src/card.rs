@@ -15,7 +15,8 @@
 //!        , 9: bstr                       ; /_matrix/key/v2/server, byte for byte, self-signed
 //!        , 10: policy
 //!        , 11: bstr .size 16             ; incarnation
-//!        , ? 12: bstr .size 32 }         ; SHA-256 of the card before this one
+//!        , ? 12: bstr .size 32           ; SHA-256 of the card before this one
+//!        , ? 13: 1 / 2 / 3 }             ; where the event key lives: 1 token, 2 memory of the box, wrapped by the token, 3 file
 //! key  = [algorithm: 1 / 2, bstr]        ; 1 Ed25519, 2 ECDSA P-256
 //! policy = { 0: uint                     ; largest bundle, bytes
 //!          , 1: [+ tstr]                 ; room versions
@@ -34,6 +35,7 @@ use ruma::{OwnedServerName, RoomVersionId};
 use crate::{
     cbor,
     cose::{self, KeyId, SignError},
+    custody::Mode,
     digest::Sha256,
     event::{KeyDocument, KeyDocumentError},
     incarnation::Incarnation,
@@ -100,6 +102,9 @@ pub struct Content {
     /// The hash of the card that this one follows.
     #[n(12)]
     pub previous: Option<Sha256>,
+    /// Where the key lives that signs the enclave's events, as its box said to the root key's holder.
+    #[n(13)]
+    pub custody: Option<Mode>,
 }
 
 /// What an enclave accepts from its peers.

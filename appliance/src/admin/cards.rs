@@ -72,5 +72,6 @@ fn shown(card: &Card) -> Peer {
         fingerprint: card.fingerprint().words(),
         serial: content.serial,
         not_after: content.not_after,
+        custody: content.custody,
     }
 }

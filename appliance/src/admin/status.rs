@@ -7,8 +7,9 @@ use axum::{
     extract::{Request, State},
 };
 use sallyport_core::{
-    admin::{ErrorCode, Status, TokenStatus, Unlock},
+    admin::{ErrorCode, Status, TokenReport, TokenStatus, Unlock},
     limits::ADMIN_BODY_BYTES_MAX,
+    sign::KeyRole,
     time::Millis,
 };
 use sallyport_hsm::{Health, Pin};
@@ -26,6 +27,7 @@ use crate::{
 pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
     let now = (app.clock)();
     let status = command::run(&app, move |app| {
+        let token = token_report(app);
         app.store.read(|read| {
             Ok::<_, sallyport_store::Error>(Status {
                 server_name: app.config.server_name.clone(),
@@ -34,7 +36,7 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
                 accounts: read.roster_account_counts()?,
                 roster: read.last_roster()?,
                 audit: read.audit_tip()?,
-                token: token_status(app),
+                token,
             })
         })
     });
@@ -42,12 +44,13 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
 }
 
 /// How the token is.
-pub(super) async fn token_state(State(app): State<Arc<App>>) -> Json<TokenStatus> {
-    Json(token_status(&app))
+pub(super) async fn token_state(State(app): State<Arc<App>>) -> Answer<TokenReport> {
+    let report = command::run(&app, |app| Ok::<_, sallyport_store::Error>(token_report(app)));
+    report.await.map(Json)
 }
 
 /// Opens the token with a PIN.
-pub(super) async fn unlock(State(app): State<Arc<App>>, request: Request) -> Answer<TokenStatus> {
+pub(super) async fn unlock(State(app): State<Arc<App>>, request: Request) -> Answer<TokenReport> {
     let (head, body) = request.into_parts();
     let order = command::order(&app, &head)?;
     let unlock: Unlock = command::json(body, ADMIN_BODY_BYTES_MAX).await?;
@@ -56,9 +59,18 @@ pub(super) async fn unlock(State(app): State<Arc<App>>, request: Request) -> Ans
             return Err(AdminError::of_text(ErrorCode::NotFound, "no token is configured"));
         };
         token::unlock(&app.store, token, Pin::new(unlock.pin.clone()), order)?;
-        Ok(token_status(app))
+        Ok(token_report(app))
     });
     status.await.map(Json)
+}
+
+fn token_report(app: &App) -> TokenReport {
+    let custody = |role| token::custody(&app.store, app.token.as_deref()?, role);
+    TokenReport {
+        state: token_status(app),
+        event_key: custody(KeyRole::Event),
+        courier_encryption_key: custody(KeyRole::CourierEncryption),
+    }
 }
 
 fn token_status(app: &App) -> TokenStatus {

@@ -49,7 +49,7 @@ impl Current {
     }
 }
 
-/// The roles of which a box has a key of its own, and what kind it is.
+/// The roles of which a box has a key of its own, and what kind it is unless the token prefers another.
 const ROLES: [(KeyRole, KeyKind); 3] = [
     (KeyRole::Event, KeyKind::Ed25519),
     (KeyRole::Courier, KeyKind::Ed25519),
@@ -67,7 +67,8 @@ pub fn ensure(store: &Store, token: &dyn Token, now: Millis) -> Result<(), Error
         }
         let name = match token.keys()?.into_iter().find(|name| name.role() == role) {
             Some(name) => name,
-            None => token.generate(role, kind)?,
+            // Now that the token has listed its keys it knows what it can do.
+            None => token.generate(role, token.kind_for(role).unwrap_or(kind))?,
         };
         let public = token.public_key(&name)?;
         let key = OwnKey {

@@ -78,6 +78,8 @@ pub fn card_request(app: &App, now: Millis) -> Result<CardRequest, Error> {
     let document = own_keys::key_document(&app.store, &**token, &server_name, now)?;
     let not_after = Millis(now.0.saturating_add(limits::COURIER_KEY_LIFETIME_MS));
     let signing = own_keys::required(&app.store, KeyRole::Courier)?;
+    let event = own_keys::required(&app.store, KeyRole::Event)?;
+    let custody = token.custody(&event.name).map_err(own_keys::Error::from)?;
     let (incarnation, previous) = app
         .store
         .read(|read| Ok::<_, sallyport_store::Error>((read.incarnation()?, read.own_card()?)))?;
@@ -88,6 +90,7 @@ pub fn card_request(app: &App, now: Millis) -> Result<CardRequest, Error> {
         server_keys: document.into_bytes(),
         incarnation,
         previous: previous.map(|card| Card::stored(&card)).transpose()?.map(|card| card.hash()),
+        custody: Some(custody),
     })
 }
 

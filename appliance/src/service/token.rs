@@ -1,10 +1,10 @@
 //! The PIN of the token, which a person gives when the box has none that works.
 
-use sallyport_core::admin::Unapproved;
-use sallyport_hsm::{Pin, Token};
+use sallyport_core::{admin::Unapproved, sign::KeyRole};
+use sallyport_hsm::{Mode, Pin, Token};
 use sallyport_store::Store;
 
-use super::order::Order;
+use super::{order::Order, own_keys};
 
 /// Why the token was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -33,4 +33,12 @@ pub fn unlock(store: &Store, token: &dyn Token, pin: Pin, order: &Order) -> Resu
     let success = mandate.entry("token.unlocked", "", []);
     store.write(move |write| write.append_audit(success))?;
     Ok(())
+}
+
+/// Where the key of a role lives that is in use. For a role without one: where an event key would, if the token was open once.
+#[must_use]
+pub fn custody(store: &Store, token: &dyn Token, role: KeyRole) -> Option<Mode> {
+    let current = own_keys::current(store, role).ok().flatten();
+    let custody = current.and_then(|key| token.custody(&key.name).ok());
+    custody.or_else(|| token.mode().filter(|_| role == KeyRole::Event))
 }

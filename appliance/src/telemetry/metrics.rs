@@ -16,6 +16,7 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
+use sallyport_core::custody::Mode;
 use sallyport_store::Committed;
 
 /// The numbers that the parts of the box keep up to date.
@@ -30,6 +31,7 @@ pub struct Metrics {
     /// Own events that wait for their signature.
     pub unsigned_events: Gauge,
     token_seconds: Histogram,
+    token_mode: Family<ModeLabels, Gauge>,
     /// Clients that wait in `/sync`.
     pub sync_waiters: Gauge,
     /// Open connections.
@@ -41,6 +43,11 @@ struct RequestLabels {
     method: String,
     endpoint: &'static str,
     status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModeLabels {
+    mode: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -62,6 +69,7 @@ impl Metrics {
             events: Counter::default(),
             unsigned_events: Gauge::default(),
             token_seconds: seconds(),
+            token_mode: Family::default(),
             sync_waiters: Gauge::default(),
             connections: Gauge::default(),
         };
@@ -81,6 +89,7 @@ impl Metrics {
         registry.register("events", "Events accepted into rooms", self.events.clone());
         registry.register("unsigned_events", "Own events that wait for their signature", self.unsigned_events.clone());
         registry.register_with_unit("token_operation", "Time of an operation of the token", Unit::Seconds, self.token_seconds.clone());
+        registry.register("token_mode", "Where the event key lives: 1 for the mode that is in use", self.token_mode.clone());
         registry.register_with_unit("process_resident_memory", "Resident memory", Unit::Bytes, self.resident_memory.clone());
     }
 
@@ -112,6 +121,14 @@ impl Metrics {
         let each = elapsed.as_secs_f64() / operations as f64;
         for _ in 0..operations {
             self.token_seconds.observe(each);
+        }
+    }
+
+    /// Records where the event key lives; unknown modes are none.
+    pub fn token_mode(&self, in_use: Option<Mode>) {
+        for mode in Mode::ALL {
+            let labels = ModeLabels { mode: mode.as_str() };
+            self.token_mode.get_or_create(&labels).set(i64::from(Some(mode) == in_use));
         }
     }
 
@@ -161,6 +178,18 @@ mod tests {
         let line = r#"sallyport_http_requests_total{method="GET",endpoint="/_matrix/client/v3/login",status="200"} 1"#;
         assert!(text.contains(line), "{text}");
         assert!(text.contains("sallyport_http_request_seconds_bucket"), "{text}");
+    }
+
+    #[test]
+    fn one_mode_is_in_use() {
+        let metrics = Metrics::new();
+        metrics.token_mode(Some(Mode::Direct));
+        metrics.token_mode(Some(Mode::Envelope));
+        let text = metrics.encode().unwrap();
+        for (mode, value) in [("direct", 0), ("envelope", 1), ("software", 0)] {
+            let line = format!("sallyport_token_mode{{mode=\"{mode}\"}} {value}\n");
+            assert!(text.contains(&line), "{text}");
+        }
     }
 
     #[test]

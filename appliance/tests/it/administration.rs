@@ -192,7 +192,7 @@ async fn from_a_roster_to_a_log_in() {
     let report: RosterReport = admin.post(path::ROSTER_DRY_RUN, &roster).await;
     assert_eq!((report.counts.new, report.head.serial), (2, 1));
     let status: Status = admin.get(path::STATUS).await;
-    assert_eq!((status.roster, status.audit.id, status.token), (None, 0, TokenStatus::None));
+    assert_eq!((status.roster, status.audit.id, status.token.state), (None, 0, TokenStatus::None));
 
     let imported: RosterImported = admin.post(path::ROSTER, &roster).await;
     assert_eq!(imported.codes.len(), 2);

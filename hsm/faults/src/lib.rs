@@ -5,7 +5,8 @@
 //!
 //! An order is a file that is named after the PKCS#11 function that is to fail. It appears whole and disappears whole (by
 //! renaming), and an order for one call goes to the one call that renames it first: tests and modules in any number of
-//! processes need no other agreement. Every call of a function that can fail is a line in `log`.
+//! processes need no other agreement. Every call of a function that can fail is a line in `log`. Another order hides mechanisms, so that SoftHSM2
+//! can play devices that know less.
 
 use std::{
     fmt, fs,
@@ -21,6 +22,9 @@ pub mod module;
 pub const REAL: &str = "SALLYPORT_FAULTS_REAL";
 /// The environment variable with the folder of the orders.
 pub const ORDERS: &str = "SALLYPORT_FAULTS_ORDERS";
+
+/// The file of an order to hide mechanisms.
+const HIDDEN: &str = "hidden";
 
 /// A function that can be told to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +164,18 @@ impl Orders {
         fs::rename(draft, self.folder.join(function.name()))
     }
 
+    /// Makes the module one that does not know these mechanisms (numbers of `CKM_…`), in all processes, until the orders are
+    /// taken back.
+    ///
+    /// # Errors
+    /// If the order cannot be written.
+    pub fn hide(&self, mechanisms: &[u64]) -> io::Result<()> {
+        let draft = self.folder.join("draft");
+        let numbers: Vec<_> = mechanisms.iter().map(ToString::to_string).collect();
+        fs::write(&draft, numbers.join(" "))?;
+        fs::rename(draft, self.folder.join(HIDDEN))
+    }
+
     /// Takes all orders back and forgets the calls.
     ///
     /// # Errors
@@ -191,6 +207,12 @@ impl Orders {
             fs::rename(&path, self.folder.join("taken")).ok()?;
         }
         fault.parse().ok()
+    }
+
+    /// The module's side: whether the device that is played does not have a mechanism.
+    fn hides(&self, mechanism: u64) -> bool {
+        let numbers = fs::read_to_string(self.folder.join(HIDDEN)).unwrap_or_default();
+        numbers.split(' ').any(|number| number.parse() == Ok(mechanism))
     }
 
     /// The module's side: the orders that end with `C_Finalize`.

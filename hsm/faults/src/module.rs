@@ -11,9 +11,10 @@ use std::{
 };
 
 use cryptoki_sys::{
-    CK_ATTRIBUTE, CK_BBOOL, CK_BYTE, CK_FUNCTION_LIST, CK_MECHANISM, CK_OBJECT_HANDLE, CK_RV,
-    CK_SESSION_HANDLE, CK_SLOT_ID, CK_TOKEN_INFO, CK_ULONG, CK_USER_TYPE, CK_UTF8CHAR,
-    CKF_USER_PIN_FINAL_TRY, CKR_FUNCTION_NOT_SUPPORTED, CKR_OK, Pkcs11,
+    CK_ATTRIBUTE, CK_BBOOL, CK_BYTE, CK_FUNCTION_LIST, CK_MECHANISM, CK_MECHANISM_INFO,
+    CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_TOKEN_INFO,
+    CK_ULONG, CK_USER_TYPE, CK_UTF8CHAR, CKF_USER_PIN_FINAL_TRY, CKR_BUFFER_TOO_SMALL,
+    CKR_FUNCTION_NOT_SUPPORTED, CKR_GENERAL_ERROR, CKR_MECHANISM_INVALID, CKR_OK, Pkcs11,
 };
 
 use crate::{Fault, Function, ORDERS, Orders, REAL};
@@ -28,6 +29,15 @@ pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> 
     let Some(real) = &*THE_REAL else { return CKR_FUNCTION_NOT_SUPPORTED };
     let faulty = FAULTY.get_or_init(|| CK_FUNCTION_LIST {
         C_Finalize: Some(finalize),
+        C_GetMechanismList: Some(get_mechanism_list),
+        C_GetMechanismInfo: Some(get_mechanism_info),
+        C_GenerateKey: Some(generate_key),
+        C_GenerateKeyPair: Some(generate_key_pair),
+        C_DeriveKey: Some(derive_key),
+        C_WrapKey: Some(wrap_key),
+        C_UnwrapKey: Some(unwrap_key),
+        C_EncryptInit: Some(encrypt_init),
+        C_DecryptInit: Some(decrypt_init),
         C_GetSlotList: Some(get_slot_list),
         C_GetTokenInfo: Some(get_token_info),
         C_Login: Some(login),
@@ -142,6 +152,100 @@ unsafe extern "C" fn get_slot_list(
     unsafe { real(present, slots, count) }
 }
 
+fn hidden(mechanism: CK_MECHANISM_TYPE) -> bool {
+    THE_ORDERS.hides(mechanism)
+}
+
+/// Lists what is not hidden.
+unsafe extern "C" fn get_mechanism_list(
+    slot: CK_SLOT_ID,
+    list: *mut CK_MECHANISM_TYPE,
+    count: *mut CK_ULONG,
+) -> CK_RV {
+    let Some(real) = THE_REAL.as_ref().and_then(|real| real.list.C_GetMechanismList) else {
+        return CKR_FUNCTION_NOT_SUPPORTED;
+    };
+    let mut all = 0;
+    // SAFETY: a null list asks for the length; then `known` has room for as many.
+    let (rv, mut known) = unsafe {
+        let rv = real(slot, ptr::null_mut(), &raw mut all);
+        if rv != CKR_OK {
+            return rv;
+        }
+        let mut known = vec![0; usize::try_from(all).unwrap_or_default()];
+        (real(slot, known.as_mut_ptr(), &raw mut all), known)
+    };
+    if rv != CKR_OK {
+        return rv;
+    }
+    known.retain(|mechanism| !hidden(*mechanism));
+    let Ok(length) = CK_ULONG::try_from(known.len()) else { return CKR_GENERAL_ERROR };
+    // SAFETY: by the standard `count` says how many fit into `list`, unless that is null.
+    unsafe {
+        let room = count.replace(length);
+        if !list.is_null() {
+            if room < length {
+                return CKR_BUFFER_TOO_SMALL;
+            }
+            ptr::copy_nonoverlapping(known.as_ptr(), list, known.len());
+        }
+    }
+    CKR_OK
+}
+
+unsafe extern "C" fn get_mechanism_info(
+    slot: CK_SLOT_ID,
+    mechanism: CK_MECHANISM_TYPE,
+    info: *mut CK_MECHANISM_INFO,
+) -> CK_RV {
+    if hidden(mechanism) {
+        return CKR_MECHANISM_INVALID;
+    }
+    let Some(real) = THE_REAL.as_ref().and_then(|real| real.list.C_GetMechanismInfo) else {
+        return CKR_FUNCTION_NOT_SUPPORTED;
+    };
+    // SAFETY: the caller's arguments, unchanged.
+    unsafe { real(slot, mechanism, info) }
+}
+
+/// Functions that take a mechanism and do nothing else here than refuse one that is hidden.
+macro_rules! refuse_hidden {
+    ($($name:ident as $real:ident($($before:ident: $before_type:ty),*; $($after:ident: $after_type:ty),*);)*) => {
+        $(unsafe extern "C" fn $name(
+            $($before: $before_type,)*
+            mechanism: *mut CK_MECHANISM,
+            $($after: $after_type,)*
+        ) -> CK_RV {
+            // SAFETY: by the standard a mechanism is a valid pointer, or null, which the real module judges.
+            if unsafe { mechanism.as_ref() }.is_some_and(|mechanism| hidden(mechanism.mechanism)) {
+                return CKR_MECHANISM_INVALID;
+            }
+            let Some(real) = THE_REAL.as_ref().and_then(|real| real.list.$real) else {
+                return CKR_FUNCTION_NOT_SUPPORTED;
+            };
+            // SAFETY: the caller's arguments, unchanged.
+            unsafe { real($($before,)* mechanism, $($after),*) }
+        })*
+    };
+}
+
+refuse_hidden! {
+    generate_key as C_GenerateKey(session: CK_SESSION_HANDLE;
+        template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE);
+    generate_key_pair as C_GenerateKeyPair(session: CK_SESSION_HANDLE;
+        public: *mut CK_ATTRIBUTE, publics: CK_ULONG, private: *mut CK_ATTRIBUTE, privates: CK_ULONG,
+        public_key: *mut CK_OBJECT_HANDLE, private_key: *mut CK_OBJECT_HANDLE);
+    derive_key as C_DeriveKey(session: CK_SESSION_HANDLE;
+        base: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE);
+    wrap_key as C_WrapKey(session: CK_SESSION_HANDLE;
+        kek: CK_OBJECT_HANDLE, key: CK_OBJECT_HANDLE, wrapped: *mut CK_BYTE, length: *mut CK_ULONG);
+    unwrap_key as C_UnwrapKey(session: CK_SESSION_HANDLE;
+        kek: CK_OBJECT_HANDLE, wrapped: *mut CK_BYTE, length: CK_ULONG,
+        template: *mut CK_ATTRIBUTE, count: CK_ULONG, key: *mut CK_OBJECT_HANDLE);
+    encrypt_init as C_EncryptInit(session: CK_SESSION_HANDLE; key: CK_OBJECT_HANDLE);
+    decrypt_init as C_DecryptInit(session: CK_SESSION_HANDLE; key: CK_OBJECT_HANDLE);
+}
+
 unsafe extern "C" fn get_token_info(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) -> CK_RV {
     let fault = fault(Function::GetTokenInfo);
     if let Some(rv) = returned(fault) {
@@ -224,6 +328,10 @@ unsafe extern "C" fn sign_init(
     let Some(real) = THE_REAL.as_ref().and_then(|real| real.list.C_SignInit) else {
         return CKR_FUNCTION_NOT_SUPPORTED;
     };
+    // SAFETY: by the standard a mechanism is a valid pointer, or null, which the real module judges.
+    if unsafe { mechanism.as_ref() }.is_some_and(|mechanism| hidden(mechanism.mechanism)) {
+        return CKR_MECHANISM_INVALID;
+    }
     let swap = fault(Function::SignInit) == Some(Fault::SwapHandles);
     let key = handles(|handles| {
         handles.swapped |= swap;

@@ -7,6 +7,7 @@ use std::{
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -267,18 +268,25 @@ faults! {
 
 #[test]
 fn the_readme_shows_the_table() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let (begin, end) = ("<!-- faults: begin -->\n", "<!-- faults: end -->");
-    let text = fs::read_to_string(&path).unwrap();
-    let (head, rest) = text.split_once(begin).unwrap();
-    let (shown, tail) = rest.split_once(end).unwrap();
     let mut table = "| fault | who asked for the signature sees | what goes on | what is never lost |\n|---|---|---|---|\n".to_owned();
     for Row { fault, sees, goes_on, kept } in TABLE {
         let sees = sees.map_or("nothing".to_owned(), |sees| format!("“{sees} …”"));
         writeln!(table, "| {fault} | {sees} | {goes_on} | {kept} |").unwrap();
     }
+    readme_shows("faults", &table);
+}
+
+/// Compares a table with the one of that name in the README, or writes it there.
+pub(crate) fn readme_shows(name: &str, table: &str) {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let (begin, end) = (format!("<!-- {name}: begin -->\n"), format!("<!-- {name}: end -->"));
+    let text = fs::read_to_string(&path).unwrap();
+    let (head, rest) = text.split_once(&begin).unwrap();
+    let (shown, tail) = rest.split_once(&end).unwrap();
     if env::var_os(REWRITE).is_some() {
-        fs::write(&path, [head, begin, &table, end, tail].concat()).unwrap();
+        fs::write(&path, [head, &begin, table, &end, tail].concat()).unwrap();
     } else {
         assert_eq!(shown, table, "run `make fault-table`");
     }
@@ -390,7 +398,7 @@ fn pin() -> Pin {
 }
 
 /// Cargo builds the module beside the tests, which depend on its package.
-fn module() -> PathBuf {
+pub(crate) fn module() -> PathBuf {
     let executable = env::current_exe().unwrap();
     let module = executable.with_file_name("libsallyport_hsm_faults.so");
     assert!(module.exists(), "{} is not built", module.display());

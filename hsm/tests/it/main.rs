@@ -1,6 +1,8 @@
 //! Tests of the tokens through their public face.
 
 #[cfg(test)]
+mod devices;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod hostile;

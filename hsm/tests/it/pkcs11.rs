@@ -9,8 +9,8 @@ use std::{
 use cryptoki::object::{Attribute, AttributeType, ObjectClass};
 use sallyport_core::sign::verify;
 use sallyport_hsm::{
-    Caps, Class, Error, Health, HelperToken, KeyKind, KeyName, KeyRole, Mode, Pin, Token,
-    TokenConfig, init_token, open,
+    Caps, Class, Error, Health, HelperToken, KeyKind, KeyName, KeyRole, Mode, ModeChoice, Pin,
+    Token, TokenConfig, init_token, open,
 };
 
 use crate::{
@@ -183,9 +183,10 @@ fn the_start_does_not_wait_for_a_token_that_comes_later() {
         pin_file,
         timeout_ms: 30_000,
         environment: Vec::new(),
+        mode: ModeChoice::Auto,
     };
     let start = Instant::now();
-    let token = open(&config, false, policy(), softhsm::program()).unwrap();
+    let token = open(&config, false, policy(), softhsm::program(), None).unwrap();
     assert!(start.elapsed() < Duration::from_secs(1));
     let missing = token.keys().unwrap_err();
     assert_eq!(missing.class(), Class::Reopen);

@@ -9,8 +9,8 @@ use std::{
 
 use sallyport_core::sign::{Algorithm, PublicKey, verify};
 use sallyport_hsm::{
-    Class, Error, Health, HelperProgram, KeyKind, KeyName, KeyRole, Mode, Pin, Secret32,
-    SoftwareToken, Token, TokenConfig, open,
+    Class, Error, Health, HelperProgram, KeyKind, KeyName, KeyRole, Mode, ModeChoice, Pin,
+    Secret32, SoftwareToken, Token, TokenConfig, open,
 };
 
 use crate::requests::{foreign, manifest, policy, x_matrix};
@@ -200,7 +200,7 @@ fn software_keys_must_be_allowed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("keys.json");
     let config = TokenConfig::Software { path: path.clone(), delay_ms: 0 };
-    let refused = open(&config, false, policy(), HelperProgram::this_one()).err().unwrap();
+    let refused = open(&config, false, policy(), HelperProgram::this_one(), None).err().unwrap();
     assert!(refused.to_string().contains("allow_software_keys = true"), "{refused}");
     assert!(!path.exists());
 }
@@ -271,12 +271,14 @@ fn the_configuration_is_strict() {
         pin_file: PathBuf::from("/pin"),
         timeout_ms: 10_000,
         environment: Vec::new(),
+        mode: ModeChoice::Auto,
     };
     assert_eq!(token, expected);
     for text in [
         r#"{"kind":"software"}"#,
         r#"{"kind":"software","path":"/k","dealy_ms":1}"#,
         r#"{"kind":"hardware","path":"/k"}"#,
+        r#"{"kind":"pkcs11","module":"/m","token_label":"a","pin_file":"/p","mode":"software"}"#,
     ] {
         assert!(serde_json::from_str::<TokenConfig>(text).is_err(), "{text}");
     }
@@ -288,5 +290,5 @@ fn software(path: &Path) -> std::sync::Arc<dyn Token> {
 
 fn try_software(path: &Path) -> Result<std::sync::Arc<dyn Token>, Error> {
     let config = TokenConfig::Software { path: path.to_owned(), delay_ms: 0 };
-    open(&config, true, policy(), HelperProgram::this_one())
+    open(&config, true, policy(), HelperProgram::this_one(), None)
 }

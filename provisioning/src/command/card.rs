@@ -8,6 +8,7 @@ use http::Method;
 use sallyport_core::{
     admin::{CardRequest, Peer, path},
     card::{Content, Direction, Proposed},
+    custody::Mode,
     digest::Sha256,
     limits::CARD_BYTES_MAX,
     time::Millis,
@@ -119,6 +120,7 @@ pub(super) struct Shown {
     direction: &'static str,
     export_approvals: u8,
     import_approvals: u8,
+    custody: Option<Mode>,
 }
 
 impl Shown {
@@ -148,6 +150,7 @@ impl Shown {
             },
             export_approvals: policy.export_approvals,
             import_approvals: policy.import_approvals,
+            custody: content.custody,
         }
     }
 
@@ -168,6 +171,14 @@ impl Shown {
                 "approvals",
                 format!("{} to export, {} to import", self.export_approvals, self.import_approvals),
             ),
+            ("event key", custody(self.custody)),
         ])
     }
+}
+
+/// Where an enclave's event key lives, by its card.
+pub(super) fn custody(mode: Option<Mode>) -> String {
+    mode.map_or("the card does not say where it lives".to_owned(), |mode| {
+        format!("{mode}: {}", mode.meaning())
+    })
 }

@@ -9,6 +9,7 @@ use sallyport_core::{
     limits::CARD_BYTES_MAX,
 };
 
+use super::card;
 use crate::{
     approvals::Approvals,
     client::Box as TheBox,
@@ -36,13 +37,16 @@ pub(crate) enum Command {
 impl Command {
     pub(crate) fn run(self, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Add { card, fingerprint, approvals } => {
+            Self::Add { card: file, fingerprint, approvals } => {
                 let approvals = approvals.read()?;
-                let card = files::read(&card, CARD_BYTES_MAX)?;
+                let bytes = files::read(&file, CARD_BYTES_MAX)?;
                 let headers = [(FINGERPRINT, fingerprint.as_str())];
                 let peer: Peer =
-                    the_box.send_bytes(Method::POST, path::PEERS, approvals, &headers, card)?;
-                out.show(&peer, |peer| format!("Paired.\n{}", table(std::slice::from_ref(peer))))
+                    the_box.send_bytes(Method::POST, path::PEERS, approvals, &headers, bytes)?;
+                out.show(&peer, |peer| {
+                    let peers = table(std::slice::from_ref(peer));
+                    format!("Paired.\n{peers}Its event key: {}\n", card::custody(peer.custody))
+                })
             }
             Self::List => {
                 let peers: Vec<Peer> = the_box.ask(path::PEERS)?;

@@ -42,7 +42,7 @@ impl TokenArgs {
             toml::from_str(&text).with_context(|| format!("{shown} does not describe a token"))?;
         let policy = Policy { server_name: enclave };
         let program = HelperProgram::this_one();
-        let token = sallyport_hsm::open(&config, self.allow_software_keys, policy, program)
+        let token = sallyport_hsm::open(&config, self.allow_software_keys, policy, program, None)
             .context("cannot open the token")?;
         let signer = Signer { token };
         signer.wait()?;

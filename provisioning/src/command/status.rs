@@ -1,6 +1,9 @@
 //! `sallyctl status`: how the box is.
 
-use sallyport_core::admin::{Status, TokenStatus, path};
+use sallyport_core::{
+    admin::{Status, TokenReport, TokenStatus, path},
+    custody::Mode,
+};
 
 use crate::{
     client::Box as TheBox,
@@ -23,7 +26,7 @@ fn text(status: &Status) -> String {
     } else {
         format!("row {}, hash {}", status.audit.id, status.audit.hash)
     };
-    output::pairs(&[
+    let mut pairs = vec![
         ("enclave", status.server_name.to_string()),
         ("version", status.version.clone()),
         ("clock", output::time(status.now)),
@@ -35,13 +38,34 @@ fn text(status: &Status) -> String {
             ),
         ),
         ("roster", roster),
-        ("token", token_text(&status.token)),
-        ("audit log", audit),
-    ])
+        ("token", token_text(&status.token.state)),
+    ];
+    pairs.extend(custody(&status.token).map(|(key, mode)| (key, with_meaning(mode))));
+    pairs.push(("audit log", audit));
+    output::pairs(&pairs)
+}
+
+/// The keys whose place is known.
+fn custody(report: &TokenReport) -> impl Iterator<Item = (&'static str, Mode)> {
+    let keys = [("event key", report.event_key), ("bundle key", report.courier_encryption_key)];
+    keys.into_iter().filter_map(|(key, mode)| Some((key, mode?)))
+}
+
+fn with_meaning(mode: Mode) -> String {
+    format!("{mode}: {}", mode.meaning())
+}
+
+/// How the token is, and what it means where the keys are.
+pub(super) fn report_text(report: &TokenReport) -> String {
+    let mut text = format!("{}\n", token_text(&report.state));
+    for (key, mode) in custody(report) {
+        text += &format!("\n{key}, {}\n", mode.explained().join("\n  "));
+    }
+    text
 }
 
 /// How the token is, in one line.
-pub(super) fn token_text(token: &TokenStatus) -> String {
+fn token_text(token: &TokenStatus) -> String {
     match token {
         TokenStatus::None => "none configured: nothing leaves this box".to_owned(),
         TokenStatus::Starting => "being opened".to_owned(),

@@ -1,9 +1,9 @@
 //! `sallyctl token`: the token that holds the box's keys.
 
 use clap::Subcommand;
-use sallyport_core::admin::{TokenStatus, Unlock, path};
+use sallyport_core::admin::{TokenReport, Unlock, path};
 
-use super::status::token_text;
+use super::status::report_text;
 use crate::{client::Box as TheBox, output::Output, terminal};
 
 #[derive(Subcommand)]
@@ -16,13 +16,13 @@ pub(crate) enum Command {
 
 impl Command {
     pub(crate) fn run(self, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
-        let status: TokenStatus = match self {
+        let report: TokenReport = match self {
             Self::Status => the_box.ask(path::TOKEN)?,
             Self::Unlock => {
                 let pin = terminal::ask_secret("PIN of the box's token")?;
                 the_box.command(path::TOKEN_UNLOCK, &Unlock { pin })?
             }
         };
-        out.show(&status, |status| format!("{}\n", token_text(status)))
+        out.show(&report, report_text)
     }
 }

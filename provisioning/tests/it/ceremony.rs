@@ -5,6 +5,7 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use sallyport_core::{
     admin::CardRequest,
     card::{CourierKey, EncryptionKey},
+    custody::Mode,
     digest::Sha256,
     incarnation::Incarnation,
     sign::{Algorithm, PublicKey},
@@ -46,6 +47,7 @@ fn request() -> Vec<u8> {
         server_keys: server_keys.into_bytes(),
         incarnation: Incarnation([7; 16]),
         previous: None,
+        custody: Some(Mode::Envelope),
     };
     request.encode().unwrap()
 }
@@ -82,6 +84,10 @@ fn from_the_root_key_to_a_card_with_the_same_fingerprint() {
         said.starts_with(&format!(
             "enclave          alpha.example (Alpha)\nfingerprint      {fingerprint}\n"
         )),
+        "{said}"
+    );
+    assert!(
+        said.contains("\nevent key        envelope: The key is on the disk, encrypted"),
         "{said}"
     );
     assert_eq!(desk.run("card show card").ok(), said);

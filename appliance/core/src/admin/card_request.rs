@@ -3,7 +3,8 @@
 //! ```cddl
 //! request = { 0: tstr, 1: [+ courier-key], 2: [+ encryption-key]  ; server name; keys as in a card
 //!           , 3: bstr                                             ; /_matrix/key/v2/server, byte for byte
-//!           , 4: bstr .size 16, ? 5: bstr .size 32 }              ; incarnation; hash of the card before
+//!           , 4: bstr .size 16, ? 5: bstr .size 32                ; incarnation; hash of the card before
+//!           , ? 6: 1 / 2 / 3 }                                    ; where the event key lives, as in a card
 //! ```
 //!
 //! Nothing protects it on its way but its SHA-256, which people carry on paper.
@@ -14,6 +15,7 @@ use ruma::OwnedServerName;
 use crate::{
     card::{Content, CourierKey, EncryptionKey, Policy, VERSION},
     cbor,
+    custody::Mode,
     digest::Sha256,
     incarnation::Incarnation,
     limits::CARD_BYTES_MAX,
@@ -43,6 +45,9 @@ pub struct CardRequest {
     /// The hash of the card that it has.
     #[n(5)]
     pub previous: Option<Sha256>,
+    /// Where its event key lives.
+    #[n(6)]
+    pub custody: Option<Mode>,
 }
 
 /// What the people at the ceremony decide.
@@ -111,6 +116,7 @@ impl CardRequest {
             policy,
             incarnation: self.incarnation,
             previous: self.previous,
+            custody: self.custody,
         }
     }
 }

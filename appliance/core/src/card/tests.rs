@@ -71,6 +71,7 @@ fn content() -> Content {
         },
         incarnation: Incarnation([5; 16]),
         previous: None,
+        custody: Some(Mode::Envelope),
     }
 }
 
