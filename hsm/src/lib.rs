@@ -34,6 +34,8 @@ mod private_file;
 pub mod seal;
 mod secret;
 mod software;
+#[cfg(test)]
+mod wiped;
 mod wrapped;
 
 pub use envelope::{EnvelopeToken, ModeChoice};

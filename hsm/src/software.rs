@@ -302,3 +302,55 @@ impl Key {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wiped::leaks;
+
+    #[test]
+    fn keys_leave_nothing_in_the_heap() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        let policy = Policy { server_name: "alpha.example".try_into().unwrap() };
+        let open = || SoftwareToken::open_or_create(&path, Duration::ZERO, policy.clone()).unwrap();
+        let token = open();
+        let kinds = [
+            (KeyRole::Event, KeyKind::Ed25519),
+            (KeyRole::CourierEncryption, KeyKind::P256),
+            (KeyRole::Storage, KeyKind::Aes256),
+            (KeyRole::Storage, KeyKind::P256),
+        ];
+        let names = kinds.map(|(role, kind)| token.generate(role, kind).unwrap());
+        let mut secrets = Vec::new();
+        {
+            let opened = token.opened.read().unwrap();
+            let opened = opened.as_ref().unwrap();
+            secrets.push(*opened.master.expose());
+            secrets.extend(names.each_ref().map(|name| *opened.keys[name].secret.expose()));
+        }
+        drop(token);
+        let json = r#"{"method":"GET","uri":"/_matrix/x","origin":"alpha.example","destination":"bravo.example"}"#;
+        let request = SigningRequest::XMatrix { json: json.to_owned() };
+        let point = keypair::public_key(p256(), &keypair::fresh(p256()).unwrap()).unwrap();
+        let kept = Secret32::random().unwrap();
+        let a_day = || {
+            let token = open();
+            token.sign(&names[0], &request).unwrap();
+            token.agree(&names[1], point.as_bytes().try_into().unwrap()).unwrap();
+            for storage in &names[2..] {
+                let wrapped = token.wrap(storage, &kept, b"test").unwrap();
+                token.unwrap(storage, &wrapped, b"test").unwrap();
+            }
+            token.keys().unwrap();
+        };
+        for secret in &secrets {
+            assert_eq!(leaks(secret, a_day), 0);
+        }
+        assert_eq!(leaks(kept.expose(), a_day), 0);
+    }
+
+    fn p256() -> sallyport_core::sign::Algorithm {
+        sallyport_core::sign::Algorithm::P256
+    }
+}

@@ -74,7 +74,7 @@ fn a_wrong_pin_is_tried_once_and_local_chat_goes_on() -> Result<()> {
     let pin_file = scene.enclave.plan().pin_file();
     write_secret(&pin_file, "not the pin")?;
     scene.enclave.start()?;
-    let says = scene.token_becomes("PIN")?;
+    let says = scene.token_becomes("LOCKED")?;
     scene.chat()?;
     // It must say the same later: a retry would cost the token another of its few attempts.
     ensure!(scene.enclave.desk().sallyctl(&["token", "status"])? == says);

@@ -8,7 +8,7 @@ use sallyport_core::sign::{Algorithm, verify};
 use tempfile::TempDir;
 
 use super::*;
-use crate::SoftwareToken;
+use crate::{SoftwareToken, wiped::leaks};
 
 /// A token that can be unplugged, and one that is another each time it is made.
 struct Pluggable {
@@ -326,4 +326,23 @@ fn a_key_that_the_token_wraps_for_somebody_else_is_not_taken_for_a_working_key()
     .unwrap();
     let refused = desk.start().sign(&key, &request()).unwrap_err();
     assert!(refused.to_string().contains("another key than the certified one"), "{refused}");
+}
+
+#[test]
+fn working_keys_leave_nothing_in_the_heap() {
+    let desk = Desk::new();
+    let token = desk.start();
+    let key = event(&token);
+    let secret = *token.working(&key).unwrap().unwrap().secret.expose();
+    drop(token);
+    let a_day = || {
+        let token = desk.start();
+        signs(&token, &key);
+        let storage = token.keys().unwrap().into_iter().find(|key| key.role() == KeyRole::Storage);
+        token.generate(KeyRole::Storage, KeyKind::P256).unwrap();
+        token.destroy(&storage.unwrap()).unwrap();
+        signs(&token, &key);
+        token.destroy(&key).unwrap();
+    };
+    assert_eq!(leaks(&secret, a_day), 0);
 }
