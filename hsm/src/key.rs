@@ -112,7 +112,7 @@ impl KeyKind {
         match role {
             KeyRole::Event => self == Self::Ed25519,
             KeyRole::CourierEncryption | KeyRole::Ca | KeyRole::Tls => self == Self::P256,
-            KeyRole::Storage => self != Self::Ed25519,
+            KeyRole::Storage | KeyRole::CourierStorage => self != Self::Ed25519,
             KeyRole::Courier | KeyRole::Root | KeyRole::Officer | KeyRole::Audit => {
                 matches!(self, Self::Ed25519 | Self::P256)
             }
@@ -182,7 +182,7 @@ impl Caps {
             KeyRole::Event => self.ed25519.then_some(KeyKind::Ed25519),
             KeyRole::CourierEncryption => self.p256_agree.then_some(KeyKind::P256),
             KeyRole::Ca | KeyRole::Tls => self.p256_sign.then_some(KeyKind::P256),
-            KeyRole::Storage => self.storage_kind(),
+            KeyRole::Storage | KeyRole::CourierStorage => self.storage_kind(),
             KeyRole::Courier | KeyRole::Root | KeyRole::Officer | KeyRole::Audit => {
                 self.signing_kind()
             }

@@ -107,7 +107,7 @@ impl SoftwareToken {
         name: &KeyName,
         act: impl Fn(&Key) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        if name.role() != KeyRole::Storage {
+        if !name.role().wraps() {
             return Err(Error::WrongRole { key: name.clone(), needed: KeyRole::Storage });
         }
         self.with(name, act)

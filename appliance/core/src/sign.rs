@@ -57,6 +57,8 @@ pub enum KeyRole {
     Audit,
     /// Wraps secrets at rest, never signs: AES-256, or P-256 in tokens that cannot wrap with AES.
     Storage,
+    /// Wraps the private half of one hybrid courier encryption key, and is destroyed with it. As a storage key.
+    CourierStorage,
     /// The enclave CA: signs certificates. Always P-256, because devices know it.
     Ca,
     /// Signs the handshakes of TLS. Always P-256, for the same reason.
@@ -65,7 +67,7 @@ pub enum KeyRole {
 
 impl KeyRole {
     /// Every role, in the order of the table of keys.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Event,
         Self::Courier,
         Self::CourierEncryption,
@@ -73,6 +75,7 @@ impl KeyRole {
         Self::Officer,
         Self::Audit,
         Self::Storage,
+        Self::CourierStorage,
         Self::Ca,
         Self::Tls,
     ];
@@ -87,9 +90,18 @@ impl KeyRole {
             Self::Officer => "officer",
             Self::Audit => "audit",
             Self::Storage => "storage",
+            Self::CourierStorage => "courier-storage",
             Self::Ca => "ca",
             Self::Tls => "tls",
         }
+    }
+}
+
+impl KeyRole {
+    /// Whether keys of this role wrap secrets.
+    #[must_use]
+    pub fn wraps(self) -> bool {
+        matches!(self, Self::Storage | Self::CourierStorage)
     }
 }
 

@@ -282,7 +282,7 @@ impl Connection {
             secret.extend([Attribute::Sign(false), Attribute::Decrypt(true)]);
             shared.extend([Attribute::Verify(false), Attribute::Encrypt(true)]);
         } else {
-            let agrees = matches!(role, KeyRole::CourierEncryption | KeyRole::Storage);
+            let agrees = role == KeyRole::CourierEncryption || role.wraps();
             secret.extend([Attribute::Sign(!agrees), Attribute::Derive(agrees)]);
             shared.push(Attribute::Verify(!agrees));
         }
@@ -339,7 +339,7 @@ impl Connection {
             return Ok(*handle);
         }
         let mut objects = self.find_objects(name, ObjectClass::PRIVATE_KEY)?;
-        if name.role() == KeyRole::Storage {
+        if name.role().wraps() {
             objects.extend(self.find_objects(name, ObjectClass::SECRET_KEY)?);
         }
         let object = match objects.as_slice() {
