@@ -21,6 +21,17 @@ pub enum Error {
     /// The process with the module cannot be started, or its socket does not work.
     #[error("the process for the PKCS#11 module cannot work")]
     Helper(#[source] io::Error),
+    /// No service manager starts a helper at the configured socket.
+    #[error(
+        "no process for the PKCS#11 module is to be had at {path}: start its socket unit, or correct `helper`"
+    )]
+    HelperSocket {
+        /// The configured socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The process with the module crashed, was killed, or answered nonsense.
     #[error(
         "the process with the PKCS#11 module died ({how}): it is started again by itself; if that goes on, update the module"
@@ -40,7 +51,9 @@ pub enum Error {
         found: String,
     },
     /// Several tokens have the configured label.
-    #[error("several tokens have the label `{label}`: unplug all but the right one")]
+    #[error(
+        "several tokens have the label `{label}`: unplug all but the right one, or name its serial number in `token_serial`"
+    )]
     TokenAmbiguous {
         /// The configured label.
         label: String,
@@ -56,6 +69,18 @@ pub enum Error {
         serial: String,
         /// Serial number of the token that was open before.
         expected: String,
+    },
+    /// Another token than the configured one has the label.
+    #[error(
+        "the token `{label}` has the serial number {serial}, but `token_serial` is {configured}: plug in the right one, or correct `token_serial`"
+    )]
+    TokenSerial {
+        /// The configured label.
+        label: String,
+        /// Serial number of the token that is there.
+        serial: String,
+        /// The configured serial number.
+        configured: String,
     },
     /// The device was removed, or answers that it is broken.
     #[error("the token was removed or does not answer: check the device and its connection")]
@@ -83,6 +108,11 @@ pub enum Error {
     /// The PIN that a person gave was not kept.
     #[error("the PIN was given by hand and is not kept: give it again")]
     PinNeeded,
+    /// The configuration says that a person gives the PIN, and nobody has.
+    #[error(
+        "the token waits for its PIN, which is not stored: give it with `sallyctl token unlock`"
+    )]
+    PinAsked,
     /// Wrong PIN. Never tried again by itself: tokens lock themselves for good after a few attempts.
     #[error(
         "the token refused the PIN: give the right one; the wrong one is not tried again, because tokens lock after a few attempts"
@@ -107,6 +137,11 @@ pub enum Error {
     /// The token does not accept such a PIN, for example because it is too short.
     #[error("the token does not accept a PIN of this form: choose one of the length it asks for")]
     PinForm,
+    /// The PIN was to be typed at the token, which has no keys for it.
+    #[error(
+        "the token has no PIN pad (CKF_PROTECTED_AUTHENTICATION_PATH): set `pin` to a credential, a file or `ask`"
+    )]
+    NoPinPad,
     /// The PIN file cannot be read.
     #[error("the PIN file {path} cannot be read: put the PIN there, or give it by hand")]
     PinFile {
@@ -282,20 +317,24 @@ impl Error {
             | Self::TokenMissing { .. }
             | Self::TokenAmbiguous { .. }
             | Self::TokenExchanged { .. }
+            | Self::TokenSerial { .. }
             | Self::Absent
             | Self::Unavailable { .. }
             | Self::SessionLost
             | Self::NotLoggedIn
             | Self::Helper(_)
+            | Self::HelperSocket { .. }
             | Self::HelperDied { .. } => Class::Reopen,
             Self::Locked { .. }
             | Self::PinNeeded
+            | Self::PinAsked
             | Self::PinIncorrect
             | Self::PinLastTry
             | Self::PinLocked
             | Self::PinExpired
             | Self::PinNotSet
             | Self::PinForm
+            | Self::NoPinPad
             | Self::PinFile { .. }
             | Self::FileMode { .. }
             | Self::Stopped

@@ -1,13 +1,14 @@
 //! A token behind a PKCS#11 module, which is loaded by a process of its own: the helper.
 //!
 //! Modules are closed programs of vendors: they hang, crash, and read what memory they like. The box never loads one. A thread of the box
-//! ([`worker`]) owns the helper and everybody else queues; a request that gets no answer in time ends with the helper being
-//! killed and started again. The helper ([`serve`]) owns the module, holds each document against its own policy, and has
-//! given up what it does not need ([`harden`]). Signatures are verified on this side, against the public key as it was read
-//! first.
+//! ([`worker`]) owns the helper and everybody else queues ([`inbox`]); several requests are under way at once ([`flights`]), and
+//! one that gets no answer in time ends with the helper being killed and started again. The helper ([`serve`]) holds each document
+//! against its own policy and then hands it to a thread with a session ([`sessions`]); it has given up what it does not need
+//! ([`harden`]). Signatures are verified on this side, against the public key as it was read first, while the token goes on.
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -16,24 +17,34 @@ use std::{
 use sallyport_core::sign::{Policy, PublicKey, Signature, SigningRequest, verify};
 
 use crate::{
-    Caps, Error, Health, KeyKind, KeyName, KeyRole, Mode, P256_POINT_BYTES, Pin, Secret32, Token,
-    wrapped,
+    Caps, Error, Health, KeyKind, KeyName, KeyRole, Mode, P256_POINT_BYTES, Pin, PinSource,
+    Secret32, Token, wrapped,
 };
 
+mod arguments;
+mod flights;
+mod frame;
 mod harden;
+mod inbox;
 mod process;
+mod queue;
 mod reopen;
 mod serve;
+mod sessions;
 mod wire;
 mod worker;
 
+pub use arguments::ServedToken;
+use inbox::{Pending, Retry};
 pub use process::HelperProgram;
 pub use serve::run_helper;
 use wire::{Answer, Request};
-use worker::{Pending, Retry, Worker};
+use worker::{Answers, Worker};
 
-/// Signatures of a batch that wait in the queue at once: enough that the token never waits for us.
-const BATCH_WINDOW: usize = 4;
+/// Requests of a batch that are handed over together.
+const BATCH: usize = 32;
+/// Batches that are handed over before the answers to the first are taken: enough that the token never waits for us.
+const BATCHES_AHEAD: usize = 3;
 
 /// A token behind a PKCS#11 module in another process.
 pub struct HelperToken {
@@ -45,20 +56,39 @@ pub struct HelperToken {
 /// What a token is reached by.
 #[derive(Clone, Debug)]
 pub struct HelperSettings {
-    /// The program that becomes the helper.
-    pub program: HelperProgram,
-    /// The PKCS#11 module.
-    pub module: PathBuf,
-    /// Label of the token.
-    pub label: String,
-    /// File with the PIN.
-    pub pin_file: PathBuf,
+    /// Where the helper is from.
+    pub place: HelperPlace,
+    /// Where the PIN is from.
+    pub pin: PinSource,
     /// How long a single operation may take.
     pub timeout: Duration,
-    /// Names of environment variables that the module needs.
-    pub environment: Vec<String>,
     /// Which server's documents may be signed.
     pub policy: Policy,
+}
+
+/// Where a helper is from.
+#[derive(Clone, Debug)]
+pub enum HelperPlace {
+    /// It is a process that we start.
+    Child {
+        /// The program that becomes the helper.
+        program: HelperProgram,
+        /// What it serves.
+        token: ServedToken,
+        /// Names of environment variables that the module needs.
+        environment: Vec<String>,
+    },
+    /// A service manager starts one for each connection to this Unix socket, as another user. What it serves is said there.
+    Service(PathBuf),
+}
+
+impl fmt::Display for HelperPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Child { token, .. } => f.write_str(&token.label),
+            Self::Service(path) => path.display().fmt(f),
+        }
+    }
 }
 
 /// What outlives sessions and helpers.
@@ -69,12 +99,17 @@ struct Known {
     public_keys: Mutex<BTreeMap<KeyName, PublicKey>>,
 }
 
-/// A signature that the token is still making.
-struct InFlight<'a> {
+/// A request that may be signed.
+struct Prepared<'a> {
     request: &'a SigningRequest,
     bytes: Vec<u8>,
     public: PublicKey,
-    pending: Pending,
+}
+
+/// Requests of which the token still signs some.
+struct Batch<'a> {
+    prepared: Vec<Result<Prepared<'a>, Error>>,
+    answers: Result<Answers, Error>,
 }
 
 impl HelperToken {
@@ -90,29 +125,67 @@ impl HelperToken {
         Ok(Self { policy, known, worker })
     }
 
-    fn begin<'a>(&self, key: &KeyName, request: &'a SigningRequest) -> Result<InFlight<'a>, Error> {
+    /// Takes a document apart, once for us and once, after this, in the helper.
+    fn prepare<'a>(
+        &self,
+        key: &KeyName,
+        request: &'a SigningRequest,
+    ) -> Result<Prepared<'a>, Error> {
         if key.role() != request.role() {
             return Err(Error::WrongRole { key: key.clone(), needed: request.role() });
         }
         let bytes = request.bytes_to_sign(&self.policy).map_err(Error::Refused)?;
         let public = self.public_key(key)?;
-        let pending = self.submit_signature(key, request, false)?;
-        Ok(InFlight { request, bytes, public, pending })
+        Ok(Prepared { request, bytes, public })
     }
 
     /// A signature that does not verify is asked for once more with handles that were looked up anew: the old one may have
     /// come to mean another key.
-    fn finish(&self, key: &KeyName, in_flight: InFlight<'_>) -> Result<Signature, Error> {
-        let InFlight { request, bytes, public, pending } = in_flight;
-        let signature = signature_of(pending.wait()?)?;
-        if verify(&public, &bytes, &signature).is_ok() {
+    fn verified(
+        &self,
+        key: &KeyName,
+        prepared: &Prepared<'_>,
+        answer: Answer,
+    ) -> Result<Signature, Error> {
+        let Prepared { request, bytes, public } = prepared;
+        let signature = signature_of(answer)?;
+        if verify(public, bytes, &signature).is_ok() {
             return Ok(signature);
         }
         log::error!(key:%; "the token gave a wrong signature, asking once more");
         let signature = signature_of(self.submit_signature(key, request, true)?.wait()?)?;
-        verify(&public, &bytes, &signature)
-            .map_err(|_mismatch| Error::BadSignature(key.clone()))?;
+        verify(public, bytes, &signature).map_err(|_mismatch| Error::BadSignature(key.clone()))?;
         Ok(signature)
+    }
+
+    fn begin_batch<'a>(&self, key: &KeyName, requests: &'a [SigningRequest]) -> Batch<'a> {
+        let prepared: Vec<_> = requests.iter().map(|request| self.prepare(key, request)).collect();
+        let to_sign = prepared.iter().enumerate().filter_map(|(index, prepared)| {
+            let request = prepared.as_ref().ok()?.request.clone();
+            Some((index, Request::Sign { key: key.clone(), request, anew: false }))
+        });
+        let answers = self.worker.submit_batch(to_sign);
+        Batch { prepared, answers }
+    }
+
+    /// Verifies signatures as they come.
+    fn finish_batch(&self, key: &KeyName, batch: Batch<'_>) -> Vec<Result<Signature, Error>> {
+        let Batch { prepared, answers } = batch;
+        let mut signatures: Vec<_> = prepared.iter().map(|_| None).collect();
+        for (index, answer) in answers.iter().flatten() {
+            if let (Some(Ok(prepared)), Some(signature)) =
+                (prepared.get(index), signatures.get_mut(index))
+            {
+                *signature = Some(answer.and_then(|answer| self.verified(key, prepared, answer)));
+            }
+        }
+        let missing = || match answers {
+            Err(Error::Busy) => Error::Busy,
+            _ => Error::Stopped,
+        };
+        let both = prepared.into_iter().zip(signatures);
+        both.map(|(prepared, signature)| prepared.and(signature.unwrap_or_else(|| Err(missing()))))
+            .collect()
     }
 
     fn submit_signature(
@@ -122,11 +195,11 @@ impl HelperToken {
         anew: bool,
     ) -> Result<Pending, Error> {
         let request = Request::Sign { key: key.clone(), request: request.clone(), anew };
-        self.worker.submit(Retry::Once, request)
+        self.worker.submit(Retry::Once, &request)
     }
 
     fn call(&self, retry: Retry, request: Request) -> Result<Answer, Error> {
-        self.worker.submit(retry, request)?.wait()
+        self.worker.submit(retry, &request)?.wait()
     }
 }
 
@@ -165,7 +238,9 @@ impl Token for HelperToken {
     }
 
     fn sign(&self, key: &KeyName, request: &SigningRequest) -> Result<Signature, Error> {
-        self.finish(key, self.begin(key, request)?)
+        let prepared = self.prepare(key, request)?;
+        let answer = self.submit_signature(key, request, false)?.wait()?;
+        self.verified(key, &prepared, answer)
     }
 
     fn sign_many(
@@ -173,17 +248,18 @@ impl Token for HelperToken {
         key: &KeyName,
         requests: &[SigningRequest],
     ) -> Vec<Result<Signature, Error>> {
-        let finish = |begun: Result<InFlight<'_>, Error>| self.finish(key, begun?);
-        let mut answers = Vec::with_capacity(requests.len());
-        let mut window = VecDeque::with_capacity(BATCH_WINDOW);
-        for request in requests {
-            if window.len() == BATCH_WINDOW {
-                answers.extend(window.pop_front().map(finish));
+        let mut signatures = Vec::with_capacity(requests.len());
+        let mut ahead = VecDeque::with_capacity(BATCHES_AHEAD);
+        for batch in requests.chunks(BATCH) {
+            if ahead.len() == BATCHES_AHEAD
+                && let Some(first) = ahead.pop_front()
+            {
+                signatures.extend(self.finish_batch(key, first));
             }
-            window.push_back(self.begin(key, request));
+            ahead.push_back(self.begin_batch(key, batch));
         }
-        answers.extend(window.into_iter().map(finish));
-        answers
+        signatures.extend(ahead.into_iter().flat_map(|batch| self.finish_batch(key, batch)));
+        signatures
     }
 
     fn agree(&self, key: &KeyName, peer: &[u8; P256_POINT_BYTES]) -> Result<Secret32, Error> {

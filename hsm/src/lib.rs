@@ -33,6 +33,7 @@ mod pkcs11;
 mod private_file;
 pub mod seal;
 mod secret;
+mod settings;
 mod software;
 #[cfg(test)]
 mod wiped;
@@ -40,7 +41,9 @@ mod wrapped;
 
 pub use envelope::{EnvelopeToken, ModeChoice};
 pub use error::{Class, Error};
-pub use helper::{HelperProgram, HelperSettings, HelperToken, run_helper};
+pub use helper::{
+    HelperPlace, HelperProgram, HelperSettings, HelperToken, ServedToken, run_helper,
+};
 pub use key::{Caps, KeyKind, KeyName, ParseKeyNameError};
 pub use pkcs11::init_token;
 pub use sallyport_core::{
@@ -48,6 +51,7 @@ pub use sallyport_core::{
     sign::KeyRole,
 };
 pub use secret::{Pin, Secret32};
+pub use settings::{ParsePinSourceError, PinSource, Sessions, SessionsError};
 pub use software::SoftwareToken;
 
 /// Bytes of an uncompressed point of P-256 (SEC 1, section 2.3.3), as [`Token::agree`] takes it.
@@ -144,8 +148,10 @@ pub enum TokenConfig {
         module: PathBuf,
         /// Label of the token. Slot numbers change when a token is plugged in again; labels do not.
         token_label: String,
-        /// File with the PIN, readable by its owner only.
-        pin_file: PathBuf,
+        /// Serial number of the token, for when several have the label.
+        token_serial: Option<String>,
+        /// Where the PIN is from.
+        pin: PinSource,
         /// Milliseconds that the token has to answer before the process with its module is killed. At least the slowest
         /// single operation of the device: smart cards take seconds to make a key.
         #[serde(default = "default_timeout_ms")]
@@ -155,6 +161,23 @@ pub enum TokenConfig {
         #[serde(default)]
         environment: Vec<String>,
         /// How the box's event keys are kept. Keys of officers and of the enclave root are in the token in any case.
+        #[serde(default)]
+        mode: ModeChoice,
+        /// Sessions that work at once: more than one for a token behind a network.
+        #[serde(default)]
+        sessions: Sessions,
+    },
+    /// A token behind a PKCS#11 module in a process that a service manager starts, so that it can be another user's. Module and
+    /// token are named in the command line there.
+    Pkcs11Service {
+        /// The Unix socket: whoever connects to it gets a helper of their own.
+        helper: PathBuf,
+        /// Where the PIN is from.
+        pin: PinSource,
+        /// As for [`TokenConfig::Pkcs11`].
+        #[serde(default = "default_timeout_ms")]
+        timeout_ms: u64,
+        /// As for [`TokenConfig::Pkcs11`].
         #[serde(default)]
         mode: ModeChoice,
     },
@@ -180,23 +203,37 @@ pub fn open(
     program: HelperProgram,
     working_keys: Option<&Path>,
 ) -> Result<Arc<dyn Token>, Error> {
+    let start = |place, pin: &PinSource, timeout_ms, mode| -> Result<Arc<dyn Token>, Error> {
+        let (pin, timeout) = (pin.clone(), Duration::from_millis(timeout_ms));
+        let settings = HelperSettings { place, pin, timeout, policy: policy.clone() };
+        let token = Arc::new(HelperToken::start(settings)?);
+        Ok(match working_keys {
+            None => token,
+            Some(folder) => Arc::new(EnvelopeToken::new(token, mode, folder, policy.clone())),
+        })
+    };
     match config {
-        TokenConfig::Pkcs11 { module, token_label, pin_file, timeout_ms, environment, mode } => {
-            let token = HelperToken::start(HelperSettings {
-                program,
+        TokenConfig::Pkcs11 {
+            module,
+            token_label,
+            token_serial,
+            pin,
+            timeout_ms,
+            environment,
+            mode,
+            sessions,
+        } => {
+            let token = ServedToken {
                 module: module.clone(),
                 label: token_label.clone(),
-                pin_file: pin_file.clone(),
-                timeout: Duration::from_millis(*timeout_ms),
-                environment: environment.clone(),
-                policy: policy.clone(),
-            })?;
-            Ok(match working_keys {
-                None => Arc::new(token),
-                Some(folder) => {
-                    Arc::new(EnvelopeToken::new(Arc::new(token), *mode, folder, policy))
-                }
-            })
+                serial: token_serial.clone(),
+                sessions: *sessions,
+            };
+            let environment = environment.clone();
+            start(HelperPlace::Child { program, token, environment }, pin, *timeout_ms, *mode)
+        }
+        TokenConfig::Pkcs11Service { helper, pin, timeout_ms, mode } => {
+            start(HelperPlace::Service(helper.clone()), pin, *timeout_ms, *mode)
         }
         TokenConfig::Software { path, delay_ms } => {
             if !allow_software_keys {

@@ -82,11 +82,22 @@ impl Pin {
     /// Reads a PIN from a file that nobody but its owner may read. One line end after it is left out.
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::PinFile { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(failed)?;
+        let file = File::open(path).map_err(failed)?;
         let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(Error::FileMode { path: path.to_owned(), mode });
         }
+        Self::read(path, file)
+    }
+
+    /// Reads a PIN from a file that somebody else keeps from others.
+    pub(crate) fn from_credential(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::PinFile { path: path.to_owned(), source };
+        Self::read(path, File::open(path).map_err(failed)?)
+    }
+
+    fn read(path: &Path, mut file: File) -> Result<Self, Error> {
+        let failed = |source| Error::PinFile { path: path.to_owned(), source };
         // One byte more than allowed tells a long file; with the capacity nothing is moved and left behind in memory.
         let mut text = Zeroizing::new(String::with_capacity(Self::BYTES_MAX + 2));
         file.by_ref().take(Self::BYTES_MAX as u64 + 2).read_to_string(&mut text).map_err(failed)?;

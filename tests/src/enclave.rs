@@ -132,7 +132,7 @@ impl Plan {
                 format!("kind = \"software\"\npath = \"{}\"\ndelay_ms = {delay_ms}", path.display())
             }
             Token::SoftHsm => format!(
-                "kind = \"pkcs11\"\nmodule = \"{}\"\ntoken_label = \"{}\"\npin_file = \"{}\"",
+                "kind = \"pkcs11\"\nmodule = \"{}\"\ntoken_label = \"{}\"\npin = \"file:{}\"",
                 crate::softhsm::MODULE,
                 self.name,
                 self.pin_file().display(),

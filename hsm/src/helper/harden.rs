@@ -1,8 +1,8 @@
 //! What the helper gives up before it loads a module.
 
-#![expect(unsafe_code, reason = "the disposition of a signal is set with an unsafe function")]
+#![expect(unsafe_code, reason = "signals and `_exit` have unsafe functions")]
 
-use std::{collections::BTreeMap, env, fs, io};
+use std::{collections::BTreeMap, env, fs, io, thread, time::Duration};
 
 use nix::{
     libc,
@@ -71,6 +71,18 @@ pub(super) fn harden() -> io::Result<()> {
         .map_err(io::Error::other)?;
     let program = BpfProgram::try_from(filter).map_err(io::Error::other)?;
     apply_filter(&program).map_err(io::Error::other)
+}
+
+/// Ends this process at once after a time, whatever its module does then. To be called when the process is about to end anyway.
+pub(super) fn end_after(time: Duration) {
+    let watch = move || {
+        thread::sleep(time);
+        // Not `exit`, which would run what the module left to be done at the end.
+        // SAFETY: it has no conditions.
+        unsafe { libc::_exit(1) }
+    };
+    // Without a thread nothing can be done: whoever supervises the process may end it.
+    drop(thread::Builder::new().name("end".to_owned()).spawn(watch));
 }
 
 /// Closes every file but the socket (standard input), standard output and the log (standard error).

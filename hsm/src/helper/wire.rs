@@ -1,30 +1,19 @@
 //! What the box and the process with the PKCS#11 module say to each other.
 //!
-//! One request, then its answer; nothing is sent unasked. Each is a frame: its length (32 bits, big-endian) without these four
-//! bytes, a byte with [`VERSION`], and CBOR. Requests name keys and documents and never carry bare bytes to sign.
-
-use std::io::{self, Read, Write};
+//! Requests and their answers; nothing is sent unasked. Several requests are on their way at once, and answers come in any order.
+//! Requests name keys and documents and never carry bare bytes to sign.
 
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
-use sallyport_core::{
-    limits::TOKEN_FRAME_BYTES_MAX,
-    sign::{Algorithm, SigningRequest},
-};
-use zeroize::Zeroizing;
+use sallyport_core::sign::{Algorithm, SigningRequest};
 
 use crate::{
     Caps, Error, KeyKind, KeyName, KeyRole, P256_POINT_BYTES, Pin, Secret32, wrapped::Capsule,
 };
 
-/// Raised whenever the meaning of a frame changes.
-const VERSION: u8 = 1;
-/// Bytes of a frame with a secret: such a buffer is never moved, so no copy of the secret stays behind.
-const SMALL_FRAME_BYTES: usize = 1024;
-
 /// What the box asks for.
 #[derive(Encode, Decode)]
 pub(crate) enum Request {
-    /// Find the token and log in.
+    /// Find the token and log in. Sent when no other request waits for an answer.
     #[n(0)]
     Open(#[n(0)] Open),
     /// Does the token still answer, logged in?
@@ -82,9 +71,9 @@ pub(crate) enum Request {
 /// How to open the token.
 #[derive(Encode, Decode)]
 pub(crate) struct Open {
-    /// Without it, the PIN that this process was last given and that worked.
+    /// What to log in with.
     #[n(0)]
-    pub(crate) pin: Option<Pin>,
+    pub(crate) credential: Credential,
     /// Serial number of the token that was opened first.
     #[n(1)]
     pub(crate) serial: Option<String>,
@@ -94,6 +83,23 @@ pub(crate) struct Open {
     /// Initialise the module anew: some do not see a token again otherwise.
     #[n(3)]
     pub(crate) anew: bool,
+    /// Find out what the token can do.
+    #[n(4)]
+    pub(crate) probe: bool,
+}
+
+/// What to log in with.
+#[derive(Encode, Decode)]
+pub(crate) enum Credential {
+    /// This PIN.
+    #[n(0)]
+    Given(#[n(0)] Pin),
+    /// The PIN that this process was last given and that worked.
+    #[n(1)]
+    Kept,
+    /// Whatever the token asks for on its own keypad.
+    #[n(2)]
+    Pad,
 }
 
 /// What came of a request.
@@ -110,9 +116,12 @@ pub(crate) enum Answer {
     Opened {
         #[n(0)]
         serial: String,
-        /// Found out when no serial number was given.
+        /// Found out if that was asked for.
         #[n(1)]
         caps: Option<Caps>,
+        /// Requests that are worked on at once, one in each session.
+        #[n(2)]
+        sessions: u8,
     },
     #[n(4)]
     Keys(#[n(0)] Vec<KeyName>),
@@ -220,6 +229,17 @@ pub(crate) enum Failure {
         #[n(1)]
         code: String,
     },
+    #[n(27)]
+    NoPinPad,
+    #[n(28)]
+    TokenSerial {
+        #[n(0)]
+        label: String,
+        #[n(1)]
+        serial: String,
+        #[n(2)]
+        configured: String,
+    },
 }
 
 impl From<Error> for Failure {
@@ -231,6 +251,9 @@ impl From<Error> for Failure {
             Error::TokenExchanged { label, serial, expected } => {
                 Self::TokenExchanged { label, serial, expected }
             }
+            Error::TokenSerial { label, serial, configured } => {
+                Self::TokenSerial { label, serial, configured }
+            }
             Error::Absent => Self::Absent,
             Error::SessionLost => Self::SessionLost,
             Error::NotLoggedIn => Self::NotLoggedIn,
@@ -241,6 +264,7 @@ impl From<Error> for Failure {
             Error::PinExpired => Self::PinExpired,
             Error::PinNotSet => Self::PinNotSet,
             Error::PinForm => Self::PinForm,
+            Error::NoPinPad => Self::NoPinPad,
             Error::NoSuchKey(key) => Self::NoSuchKey(key),
             Error::DuplicateKey(key) => Self::DuplicateKey(key),
             Error::WrongRole { key, needed } => Self::WrongRole { key, needed },
@@ -268,6 +292,9 @@ impl From<Failure> for Error {
             Failure::TokenExchanged { label, serial, expected } => {
                 Self::TokenExchanged { label, serial, expected }
             }
+            Failure::TokenSerial { label, serial, configured } => {
+                Self::TokenSerial { label, serial, configured }
+            }
             Failure::Absent => Self::Absent,
             Failure::SessionLost => Self::SessionLost,
             Failure::NotLoggedIn => Self::NotLoggedIn,
@@ -278,6 +305,7 @@ impl From<Failure> for Error {
             Failure::PinExpired => Self::PinExpired,
             Failure::PinNotSet => Self::PinNotSet,
             Failure::PinForm => Self::PinForm,
+            Failure::NoPinPad => Self::NoPinPad,
             Failure::NoSuchKey(key) => Self::NoSuchKey(key),
             Failure::DuplicateKey(key) => Self::DuplicateKey(key),
             Failure::WrongRole { key, needed } => Self::WrongRole { key, needed },
@@ -304,51 +332,6 @@ pub(crate) fn explain(error: &Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// Sends one frame.
-pub(crate) fn send<T: Encode<()>>(to: &mut impl Write, message: &T) -> io::Result<()> {
-    let mut frame = Zeroizing::new(Vec::with_capacity(SMALL_FRAME_BYTES));
-    frame.extend([0, 0, 0, 0, VERSION]);
-    encode(message, &mut *frame).map_err(io::Error::other)?;
-    let length = frame.len() - 4;
-    if length > TOKEN_FRAME_BYTES_MAX {
-        return Err(invalid("a frame would be too long"));
-    }
-    let length = u32::try_from(length).map_err(io::Error::other)?.to_be_bytes();
-    if let Some(head) = frame.first_chunk_mut() {
-        *head = length;
-    }
-    to.write_all(&frame)
-}
-
-/// Receives one frame; `None` at the end of the stream.
-pub(crate) fn receive<T: for<'b> Decode<'b, ()>>(from: &mut impl Read) -> io::Result<Option<T>> {
-    let mut length = [0; 4];
-    let read = from.read(&mut length)?;
-    if read == 0 {
-        return Ok(None);
-    }
-    from.read_exact(length.get_mut(read..).unwrap_or_default())?;
-    let length = usize::try_from(u32::from_be_bytes(length)).map_err(io::Error::other)?;
-    if length > TOKEN_FRAME_BYTES_MAX {
-        return Err(invalid("a frame is too long"));
-    }
-    let mut frame = Zeroizing::new(vec![0; length]);
-    from.read_exact(&mut frame)?;
-    let Some((&VERSION, body)) = frame.split_first() else {
-        return Err(invalid("a frame is of another version"));
-    };
-    let mut decoder = Decoder::new(body);
-    let message = decoder.decode().map_err(|error| invalid(&error.to_string()))?;
-    if decoder.position() != body.len() {
-        return Err(invalid("a frame is longer than its message"));
-    }
-    Ok(Some(message))
-}
-
-fn invalid(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 impl<C> Encode<C> for KeyName {
@@ -536,6 +519,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::helper::frame::{Incoming, Message};
 
     fn documents() -> impl Strategy<Value = SigningRequest> {
         prop_oneof![
@@ -559,52 +543,23 @@ mod tests {
         ]
     }
 
-    fn frame(request: SigningRequest) -> Vec<u8> {
-        let key = KeyName::new(KeyRole::Event, [7; 8]);
-        let mut frame = Vec::new();
-        send(&mut frame, &Request::Sign { key, request, anew: false }).unwrap();
-        frame
-    }
-
     proptest! {
         #[test]
-        fn documents_survive_the_way(request in documents()) {
-            let frame = frame(request.clone());
-            let Some(Request::Sign { request: received, .. }) =
-                receive(&mut frame.as_slice()).unwrap() else { panic!("another request") };
-            prop_assert_eq!(received, request);
-        }
-
-        #[test]
-        fn a_frame_that_is_cut_or_followed_by_more_is_refused(
-            request in documents(), cut in 1_usize..20, more: Vec<u8>,
-        ) {
-            let frame = frame(request);
-            let short = &frame[..frame.len().saturating_sub(cut).max(1)];
-            prop_assert!(receive::<Request>(&mut &*short).is_err());
-            let mut long = [&frame[..], &more].concat();
-            let length = u32::try_from(long.len() - 4).unwrap();
-            long[..4].copy_from_slice(&length.to_be_bytes());
-            prop_assert_eq!(receive::<Request>(&mut &*long).is_ok(), more.is_empty());
+        fn documents_survive_the_way(document in documents()) {
+            let key = KeyName::new(KeyRole::Event, [7; 8]);
+            let request = Request::Sign { key, request: document.clone(), anew: false };
+            let frame = Message::new(&request).unwrap().numbered(5).parts().concat();
+            let mut incoming = Incoming::new();
+            incoming.read(&mut frame.as_slice()).unwrap();
+            let Some((5, Request::Sign { request: received, .. })) =
+                incoming.take().unwrap() else { panic!("another request") };
+            prop_assert_eq!(received, document);
         }
 
         #[test]
         fn no_bytes_make_the_reader_panic(bytes: Vec<u8>) {
-            let length = u32::try_from(bytes.len() + 1).unwrap().to_be_bytes();
-            let frame = [&length[..], &[VERSION], &bytes].concat();
-            drop(receive::<Request>(&mut frame.as_slice()));
-            drop(receive::<Answer>(&mut frame.as_slice()));
+            drop(decode::<Request>(&bytes));
+            drop(decode::<Answer>(&bytes));
         }
-    }
-
-    #[test]
-    fn the_length_is_bounded_before_anything_is_read() {
-        let mut frame = &[0xff, 0xff, 0xff, 0xff, VERSION, 0][..];
-        let refused = receive::<Request>(&mut frame).err().unwrap();
-        assert!(refused.to_string().contains("too long"), "{refused}");
-        let mut frame = &[0, 0, 0, 2, VERSION + 1, 0][..];
-        let refused = receive::<Request>(&mut frame).err().unwrap();
-        assert!(refused.to_string().contains("another version"), "{refused}");
-        assert!(receive::<Request>(&mut [].as_slice()).unwrap().is_none());
     }
 }

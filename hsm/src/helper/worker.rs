@@ -1,256 +1,314 @@
-//! The thread that owns the helper, and the queue before it.
+//! The thread that owns the helper. It keeps several requests under way, so that the token never waits for the box, and no more than
+//! the token does in a moment, so that no caller waits for long.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
+    os::fd::AsFd as _,
     sync::{
         Arc, Mutex,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, channel, sync_channel},
     },
     thread,
     time::{Duration, Instant},
 };
 
+use nix::poll::{PollFd, PollFlags, poll};
+
 use super::{
-    HelperSettings, Known, lock,
-    process::Helper,
+    HelperSettings, Known,
+    flights::Flights,
+    frame::Message,
+    inbox::{Ask, Inbox, Order, Pending, Reply, Retry},
+    lock,
+    process::{GivenUp, Helper, out_of_turn, poll_timeout},
     reopen::Reopen,
-    wire::{Answer, Open, Request, explain},
+    wire::{Answer, Credential, Open, Request, explain},
 };
 use crate::{Class, Error, Health, Pin};
 
-/// Requests that wait for the token. A batch has only a few waiting at once, so this many callers fit.
-const QUEUE_MAX: usize = 64;
 /// How often an idle token is asked whether it is still there.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// How long the end of the backend waits for the session to be closed.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// How long a person may take at a PIN pad.
+const PAD_WITHIN: Duration = Duration::from_secs(120);
 
-/// Whether an operation may be done twice when the session was lost during it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Retry {
-    /// It has no lasting effect.
-    Once,
-    /// It makes or destroys something.
-    Never,
-}
-
-/// The answer to a submitted request.
-pub(super) struct Pending {
-    answer: Receiver<Result<Answer, Error>>,
-    expires: Instant,
-}
-
-impl Pending {
-    /// Waits for the answer, as long as the request may take.
-    pub(super) fn wait(self) -> Result<Answer, Error> {
-        let left = self.expires.saturating_duration_since(Instant::now());
-        match self.answer.recv_timeout(left) {
-            Ok(answer) => answer,
-            Err(RecvTimeoutError::Timeout) => Err(Error::Timeout),
-            // The thread drops what expired while it waited.
-            Err(RecvTimeoutError::Disconnected) if Instant::now() >= self.expires => {
-                Err(Error::Timeout)
-            }
-            Err(RecvTimeoutError::Disconnected) => Err(Error::Stopped),
-        }
-    }
-}
+/// Answers to a batch, each with the index of its request.
+pub(super) type Answers = Receiver<(usize, Result<Answer, Error>)>;
 
 /// The outside of the thread.
 pub(super) struct Worker {
-    queue: Option<SyncSender<Job>>,
+    inbox: Arc<Inbox>,
     timeout: Duration,
     /// Disconnected when the thread has ended.
     ended: Mutex<Receiver<Infallible>>,
 }
 
-struct Job {
-    what: What,
-    reply: SyncSender<Result<Answer, Error>>,
-    expires: Instant,
-}
-
-enum What {
-    Ask(Retry, Request),
-    Reopen(Pin),
-}
-
 impl Worker {
     pub(super) fn start(settings: HelperSettings, known: Arc<Known>) -> Result<Self, Error> {
-        let (queue, jobs) = sync_channel(QUEUE_MAX);
+        let inbox = Arc::new(Inbox::new()?);
         let (running, ended) = sync_channel(0);
         let timeout = settings.timeout;
         let thread = Thread {
             settings,
             known,
+            inbox: Arc::clone(&inbox),
             helper: None,
+            flights: Flights::new(1),
+            again: VecDeque::new(),
             reopen: Reopen::NOW,
             serial: None,
-            pin: PinSource::File,
+            probed: false,
+            by_hand: false,
         };
         thread::Builder::new()
             .name("token".to_owned())
             .spawn(move || {
-                thread.run(&jobs);
+                thread.run();
                 drop(running);
             })
             .map_err(Error::Thread)?;
-        Ok(Self { queue: Some(queue), timeout, ended: Mutex::new(ended) })
+        Ok(Self { inbox, timeout, ended: Mutex::new(ended) })
     }
 
     /// Queues a request to the token.
-    pub(super) fn submit(&self, retry: Retry, request: Request) -> Result<Pending, Error> {
-        self.queue(What::Ask(retry, request))
+    pub(super) fn submit(&self, retry: Retry, request: &Request) -> Result<Pending, Error> {
+        let (reply, answer) = sync_channel(1);
+        let expires = Instant::now() + self.timeout;
+        let message = Message::new(request).map_err(Error::Helper)?;
+        let reply = Reply::One(reply);
+        self.inbox.put(Ask { message, retry, reply, expires: Some(expires) })?;
+        Ok(Pending { answer, expires })
+    }
+
+    /// Queues many requests that have no lasting effect, each with an index. None of them expires while it waits for those
+    /// before it.
+    pub(super) fn submit_batch(
+        &self,
+        requests: impl Iterator<Item = (usize, Request)>,
+    ) -> Result<Answers, Error> {
+        let (reply, answers) = channel();
+        let asks = requests.map(|(index, request)| {
+            let message = Message::new(&request).map_err(Error::Helper)?;
+            let reply = Reply::OfMany(index, reply.clone());
+            Ok(Ask { message, retry: Retry::Once, reply, expires: None })
+        });
+        self.inbox.put_batch(asks.collect::<Result<_, Error>>()?)?;
+        Ok(answers)
     }
 
     /// Has the token opened at once with this PIN.
     pub(super) fn reopen(&self, pin: Pin) -> Result<Pending, Error> {
-        self.queue(What::Reopen(pin))
-    }
-
-    fn queue(&self, what: What) -> Result<Pending, Error> {
         let (reply, answer) = sync_channel(1);
         let expires = Instant::now() + self.timeout;
-        let queue = self.queue.as_ref().ok_or(Error::Stopped)?;
-        match queue.try_send(Job { what, reply, expires }) {
-            Ok(()) => Ok(Pending { answer, expires }),
-            Err(TrySendError::Full(_)) => Err(Error::Busy),
-            Err(TrySendError::Disconnected(_)) => Err(Error::Stopped),
-        }
+        self.inbox.put_order(Order { pin, reply: Reply::One(reply), expires })?;
+        Ok(Pending { answer, expires })
     }
 }
 
 /// Waits a moment for the session to be closed.
 impl Drop for Worker {
     fn drop(&mut self) {
-        // The thread ends when its queue does.
-        self.queue = None;
+        self.inbox.close();
         if let Err(RecvTimeoutError::Timeout) = lock(&self.ended).recv_timeout(CLOSE_WITHIN) {
             log::warn!("the session of the token is still open");
         }
     }
 }
 
-/// Where the PIN is from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum PinSource {
-    /// The configured file.
-    File,
-    /// A person. Only the helper to which it was given knows it.
-    Hand,
-}
-
 /// The inside.
 struct Thread {
     settings: HelperSettings,
     known: Arc<Known>,
+    inbox: Arc<Inbox>,
     helper: Option<Helper>,
+    flights: Flights<Sent>,
+    /// What is to be sent once more when the token is open again.
+    again: VecDeque<Ask>,
     reopen: Reopen,
     /// Serial number of the token that was opened first.
     serial: Option<String>,
-    pin: PinSource,
+    /// Whether it was found out what the token can do.
+    probed: bool,
+    /// Whether the PIN is from a person. Only the helper to which it was given knows it.
+    by_hand: bool,
+}
+
+/// A request under way.
+struct Sent {
+    ask: Ask,
+    /// Whether the session was lost during an earlier attempt.
+    again: bool,
+}
+
+/// However the thread ends, nobody waits for it.
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.inbox.abandon();
+    }
 }
 
 impl Thread {
     /// Runs until the token is dropped.
-    fn run(mut self, jobs: &Receiver<Job>) {
-        loop {
-            if self.reopen.is_due(Instant::now()) {
-                self.open_again();
+    fn run(mut self) {
+        while !self.inbox.is_closed() {
+            if self.flights.is_empty() {
+                self.open_if_due();
             }
-            let pause = self.reopen.pause(Instant::now()).unwrap_or(CHECK_EVERY);
-            match jobs.recv_timeout(pause) {
-                Ok(job) => self.work(job),
-                Err(RecvTimeoutError::Timeout) => self.check(),
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
+            self.send_waiting();
+            self.wait();
         }
     }
 
-    fn work(&mut self, job: Job) {
-        // Whoever asked has gone by then.
-        if Instant::now() >= job.expires {
-            return;
-        }
-        let answer = match job.what {
-            What::Ask(retry, request) => self.attempt(retry, &request),
-            What::Reopen(pin) => {
+    /// Opens the token if somebody ordered it or it is time. Nothing is under way then.
+    fn open_if_due(&mut self) {
+        if let Some(Order { pin, reply, expires }) = self.inbox.take_order() {
+            // Whoever asked has gone by then.
+            if Instant::now() < expires {
                 // A fresh process: nothing that happened before stands in its way.
                 self.helper = None;
                 self.reopen = Reopen::NOW;
-                self.open(Some(pin)).map(|()| Answer::Done)
+                reply.send(self.open(Some(pin)).map(|()| Answer::Done));
             }
-        };
-        // A caller that is gone needs no answer.
-        drop(job.reply.send(answer));
+        }
+        if self.reopen.is_due(Instant::now()) {
+            // Health tells; whoever needs the token gets it from there.
+            drop(self.open(None));
+        }
     }
 
-    fn attempt(&mut self, retry: Retry, request: &Request) -> Result<Answer, Error> {
-        let error = match self.ask(request) {
-            Ok(answer) => {
+    /// Sends what waits, as far as it should be under way; without a token, says so to everybody.
+    fn send_waiting(&mut self) {
+        if !self.reopen.is_open() {
+            // While answers are outstanding it is not known yet what becomes of the token.
+            if self.flights.is_empty() {
+                for ask in self.again.drain(..).chain(self.inbox.take_all()) {
+                    ask.reply.send(Err(closed(&self.known)));
+                }
+            }
+            return;
+        }
+        // An order comes first, when all answers are there.
+        if self.inbox.has_order() {
+            return;
+        }
+        let Some(helper) = &mut self.helper else { return };
+        let now = Instant::now();
+        while let Some(sent) = next(&mut self.again, &self.inbox, &self.flights, now) {
+            let message = sent.ask.message.clone();
+            let number = self.flights.depart(sent, message.bytes(), now);
+            helper.send(message.numbered(number));
+        }
+        if let Err(error) = helper.write() {
+            let end = helper.died(&error);
+            self.give_up(end);
+        }
+    }
+
+    /// Waits for an answer, for somebody who asks, or for the time to do something.
+    fn wait(&mut self) {
+        let now = Instant::now();
+        let deadline = self.flights.deadline(self.settings.timeout);
+        let idle = deadline.is_none() && self.reopen.is_open();
+        let pause = match (deadline, self.reopen.pause(now)) {
+            (Some(at), _) => at.saturating_duration_since(now),
+            (None, pause) => pause.unwrap_or(CHECK_EVERY),
+        };
+        let asked = PollFd::new(self.inbox.wake().as_fd(), PollFlags::POLLIN);
+        let mut awaited = vec![asked];
+        awaited.extend(self.helper.as_ref().map(Helper::poll_fd));
+        let timeout = poll_timeout(pause);
+        match poll(&mut awaited, timeout) {
+            Ok(0) if idle => return self.check(),
+            Ok(0) => {}
+            // Interrupted by a signal, at most.
+            Err(_) => return,
+            Ok(_) => {
+                let answered = awaited.get(1).and_then(PollFd::any).unwrap_or_default();
+                if answered && let Err(end) = self.receive() {
+                    self.give_up(end);
+                }
+            }
+        }
+        let deadline = self.flights.deadline(self.settings.timeout);
+        if deadline.is_some_and(|at| Instant::now() >= at) {
+            self.give_up(GivenUp::Hangs);
+        }
+    }
+
+    fn receive(&mut self) -> Result<(), GivenUp> {
+        let Some(helper) = &mut self.helper else { return Ok(()) };
+        if let Err(error) = helper.write() {
+            return Err(helper.died(&error));
+        }
+        // What it said before it died still counts.
+        let end = helper.read();
+        let now = Instant::now();
+        while let Some((number, answer)) = self.helper.as_mut().map_or(Ok(None), Helper::take)? {
+            match answer {
+                Answer::Working => self.flights.step(number, now).map_err(|_| out_of_turn())?,
+                answer => {
+                    let sent = self.flights.arrive(number, now).map_err(|_| out_of_turn())?;
+                    self.answered(sent, answer);
+                }
+            }
+        }
+        end
+    }
+
+    fn answered(&mut self, Sent { ask, again }: Sent, answer: Answer) {
+        let error = match answer {
+            Answer::Failed(failure) => Error::from(failure),
+            answer => {
                 self.reopen = self.reopen.worked();
-                return Ok(answer);
+                return ask.reply.send(Ok(answer));
             }
-            Err(error) => error,
         };
-        // What killed the helper may do so again: a second attempt is the caller's decision.
-        if self.helper.is_none() || error.class() != Class::Reopen || !self.reopen.is_open() {
-            return Err(error);
+        let lost = error.class() == Class::Reopen || matches!(ask.reply, Reply::Check);
+        // The others that were under way tell of the same loss.
+        if lost && self.reopen.is_open() {
+            log::warn!(error:%; "the token's session is lost");
+            self.reopen = Reopen::NOW;
+            self.report_absent(&error);
         }
-        self.lost(&error);
-        self.open_again();
-        if retry == Retry::Never {
-            return Err(error);
+        if lost && ask.retry == Retry::Once && !again {
+            self.again.push_back(ask);
+        } else {
+            ask.reply.send(Err(error));
         }
-        let again = self.ask(request);
-        if let Err(error) = &again
-            && error.class() == Class::Reopen
-            && self.reopen.is_open()
+    }
+
+    /// Gives the helper up, and tells those whose requests are under way. What killed it may do so again: a second attempt is
+    /// the caller's decision.
+    fn give_up(&mut self, end: GivenUp) {
+        let error = || match &end {
+            GivenUp::Hangs => Error::Timeout,
+            GivenUp::Died(how) => Error::HelperDied { how: how.clone() },
+        };
+        log::error!(error:% = error(); "the process with the PKCS#11 module is given up");
+        // A helper that is waited for or locked had nothing open that could be lost with it.
+        if self.reopen.is_open() || !self.flights.is_empty() {
+            self.reopen = self.reopen.failed(Class::Retry, Instant::now());
+            self.report_absent(&error());
+        }
+        for (Sent { ask, .. }, begun) in self.flights.abandon() {
+            let guilty = begun || matches!(end, GivenUp::Died(_));
+            ask.reply.send(Err(if guilty { error() } else { closed(&self.known) }));
+        }
+        if let Some(mut helper) = self.helper.take()
+            && matches!(end, GivenUp::Hangs)
         {
-            self.lost(error);
-        }
-        again
-    }
-
-    fn ask(&mut self, request: &Request) -> Result<Answer, Error> {
-        match &mut self.helper {
-            Some(helper) if self.reopen.is_open() => {
-                let answer = helper.ask(request);
-                self.received(answer)
-            }
-            _ => Err(closed(&self.known)),
+            helper.kill();
         }
     }
 
-    /// Tells the errors of the token from the end of the helper.
-    fn received(&mut self, answer: Result<Answer, Error>) -> Result<Answer, Error> {
-        match answer {
-            Ok(Answer::Failed(failure)) => Err(failure.into()),
-            Ok(answer) => Ok(answer),
-            Err(error) => {
-                log::error!(error:%; "the process with the PKCS#11 module is given up");
-                // Kills it if it is not dead.
-                self.helper = None;
-                self.reopen = self.reopen.failed(Class::Retry, Instant::now());
-                self.report_absent(&error);
-                Err(error)
-            }
-        }
-    }
-
+    /// Asks whether the token is still there.
     fn check(&mut self) {
-        if self.reopen.is_open()
-            && let Err(error) = self.ask(&Request::Check)
-            && self.helper.is_some()
-        {
-            self.lost(&error);
+        if let Ok(message) = Message::new(&Request::Check) {
+            let (retry, reply) = (Retry::Never, Reply::Check);
+            self.again.push_back(Ask { message, retry, reply, expires: None });
         }
-    }
-
-    fn lost(&mut self, error: &Error) {
-        log::warn!(error:%; "the token's session is lost");
-        self.reopen = Reopen::NOW;
-        self.report_absent(error);
     }
 
     fn report_absent(&self, error: &Error) {
@@ -258,25 +316,20 @@ impl Thread {
         *lock(&self.known.health) = Health::Absent { why, attempts };
     }
 
-    fn open_again(&mut self) {
-        // Health tells; whoever needs the token gets it from there.
-        drop(self.open(None));
-    }
-
-    /// Opens the token, with the PIN of a person or, without one, that of the file.
+    /// Opens the token, with the PIN of a person or, without one, as the configuration says.
     fn open(&mut self, by_hand: Option<Pin>) -> Result<(), Error> {
         let before = self.reopen;
         let opened = self.connect(by_hand);
         match &opened {
             Ok(()) => {
                 self.reopen = before.opened();
-                log::info!(token:% = self.settings.label; "the token is open");
+                log::info!(token:% = self.settings.place; "the token is open");
                 *lock(&self.known.health) = Health::Ready;
             }
             Err(error) => {
                 self.reopen = before.failed(error.class(), Instant::now());
                 let why = explain(error);
-                log::warn!(token:% = self.settings.label, why; "the token cannot be opened");
+                log::warn!(token:% = self.settings.place, why; "the token cannot be opened");
                 *lock(&self.known.health) = match self.reopen {
                     Reopen::Locked => Health::Locked { why },
                     other => Health::Absent { why, attempts: other.attempts() },
@@ -287,32 +340,72 @@ impl Thread {
     }
 
     fn connect(&mut self, by_hand: Option<Pin>) -> Result<(), Error> {
-        let source = if by_hand.is_some() { PinSource::Hand } else { self.pin };
+        let is_by_hand = by_hand.is_some();
+        let credential = match (by_hand, self.by_hand) {
+            (Some(pin), _) => Credential::Given(pin),
+            (None, true) => Credential::Kept,
+            (None, false) => self.settings.pin.read()?.map_or(Credential::Pad, Credential::Given),
+        };
+        let timeout = match credential {
+            Credential::Pad => self.settings.timeout.max(PAD_WITHIN),
+            Credential::Given(_) | Credential::Kept => self.settings.timeout,
+        };
         let open = Open {
-            by_hand: by_hand.is_some(),
-            pin: match (by_hand, self.pin) {
-                (Some(pin), _) => Some(pin),
-                (None, PinSource::File) => Some(Pin::from_file(&self.settings.pin_file)?),
-                (None, PinSource::Hand) => None,
-            },
+            credential,
             serial: self.serial.clone(),
+            by_hand: is_by_hand,
             anew: self.reopen.wants_initializing(),
+            probe: !self.probed,
         };
         let helper = match &mut self.helper {
             Some(helper) => helper,
             none => none.insert(Helper::start(&self.settings)?),
         };
-        let answer = helper.ask(&Request::Open(open));
-        let Answer::Opened { serial, caps } = self.received(answer)? else {
-            self.helper = None;
-            return Err(super::out_of_turn());
-        };
-        self.pin = source;
-        self.serial = Some(serial);
-        if let Some(caps) = caps {
-            *lock(&self.known.caps) = caps;
+        match helper.ask_alone(&Request::Open(open), timeout) {
+            Ok(Answer::Opened { serial, caps, sessions }) => {
+                self.by_hand |= is_by_hand;
+                self.serial = Some(serial);
+                self.flights = Flights::new(sessions.into());
+                if let Some(caps) = caps {
+                    self.probed = true;
+                    *lock(&self.known.caps) = caps;
+                }
+                Ok(())
+            }
+            Ok(Answer::Failed(failure)) => Err(failure.into()),
+            Ok(_) => Err(self.end(out_of_turn())),
+            Err(end) => Err(self.end(end)),
         }
-        Ok(())
+    }
+
+    /// Gives up a helper that has nothing under way.
+    fn end(&mut self, end: GivenUp) -> Error {
+        if let Some(mut helper) = self.helper.take()
+            && matches!(end, GivenUp::Hangs)
+        {
+            helper.kill();
+        }
+        match end {
+            GivenUp::Hangs => Error::Timeout,
+            GivenUp::Died(how) => Error::HelperDied { how },
+        }
+    }
+}
+
+/// What is to be sent next, if there is room for it.
+fn next(
+    again: &mut VecDeque<Ask>,
+    inbox: &Inbox,
+    flights: &Flights<Sent>,
+    now: Instant,
+) -> Option<Sent> {
+    match again.front() {
+        Some(ask) if !flights.has_room(ask.message.bytes()) => None,
+        Some(_) => again.pop_front().map(|ask| Sent { ask, again: true }),
+        None => {
+            let ask = inbox.take(now, |bytes| flights.has_room(bytes))?;
+            Some(Sent { ask, again: false })
+        }
     }
 }
 

@@ -4,23 +4,21 @@ use std::collections::BTreeMap;
 
 use cryptoki::{
     context::Pkcs11,
-    error::{Error as Cryptoki, RvError},
     mechanism::{
         Mechanism,
         eddsa::{EddsaParams, EddsaSignatureScheme},
         elliptic_curve::{EcKdf, Ecdh1DeriveParams},
     },
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
-    session::{Session, SessionState, UserType},
+    session::{Session, SessionState},
     slot::Slot,
-    types::AuthPin,
 };
 use ring::digest::{SHA256, digest};
 use sallyport_core::sign::{Algorithm, PublicKey, Signature};
 use zeroize::Zeroizing;
 
-use super::{codes::during, module::Module};
-use crate::{Error, KeyKind, KeyName, KeyRole, P256_POINT_BYTES, Pin, Secret32, oaep};
+use super::codes::during;
+use crate::{Error, KeyKind, KeyName, KeyRole, P256_POINT_BYTES, Secret32, oaep};
 
 /// Object identifier of Ed25519 (RFC 8410), DER.
 const ED25519_OID: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
@@ -28,8 +26,10 @@ const ED25519_OID: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
 const ED25519_NAME: &[u8] = b"\x13\x0cedwards25519";
 /// Object identifier of P-256 (RFC 5480), DER.
 const P256_OID: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+/// P-256 by its name (PKCS#11 3.0, section 2.3.3): PrintableString `secp256r1`.
+const P256_NAME: &[u8] = b"\x13\x09secp256r1";
 
-/// The session that holds the login. Only one thread ever has it.
+/// A session. Only one thread ever has it.
 pub(crate) struct Connection {
     module: Pkcs11,
     slot: Slot,
@@ -44,39 +44,10 @@ pub(super) struct Handle {
     pub(super) kind: KeyKind,
 }
 
-/// The one token that [`Connection::open`] was looking for.
-struct Found {
-    slot: Slot,
-    serial: String,
-}
-
 impl Connection {
-    /// Finds the token by label (and by serial number if that is known) in an initialised module, and logs in. Gives the
-    /// token's serial number too. An automatic attempt does not spend the last try at the PIN.
-    pub(crate) fn open(
-        module: &Module,
-        label: &str,
-        expected_serial: Option<&str>,
-        pin: &Pin,
-        by_hand: bool,
-    ) -> Result<(Self, String), Error> {
-        let module = module.pkcs11();
-        let Found { slot, serial } = find_token(module, label, expected_serial)?;
-        let info = module.get_token_info(slot).map_err(during("token information"))?;
-        if info.user_pin_locked() {
-            return Err(Error::PinLocked);
-        }
-        if info.user_pin_final_try() && !by_hand {
-            return Err(Error::PinLastTry);
-        }
-        let session = module.open_rw_session(slot).map_err(during("sessions"))?;
-        match session.login(UserType::User, Some(&AuthPin::from(pin.expose()))) {
-            // Login is per process: another session of ours did it.
-            Ok(()) | Err(Cryptoki::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
-            Err(error) => return Err(during("login with a PIN")(error)),
-        }
-        let connection = Self { module: module.clone(), slot, session, handles: BTreeMap::new() };
-        Ok((connection, serial))
+    /// Takes a session of a process that is logged in.
+    pub(super) fn new(module: Pkcs11, slot: Slot, session: Session) -> Self {
+        Self { module, slot, session, handles: BTreeMap::new() }
     }
 
     /// Whether the token still answers and the session is logged in. Without the login searches succeed and find nothing.
@@ -317,9 +288,9 @@ impl Connection {
                     .generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &public, private)
                     .map_err(during("RSA keys of 2048 bits"))
             }
-            KeyKind::P256 | KeyKind::Aes256 => {
-                pair(&Mechanism::EccKeyPairGen, P256_OID).map_err(during("P-256 keys"))
-            }
+            KeyKind::P256 | KeyKind::Aes256 => pair(&Mechanism::EccKeyPairGen, P256_OID)
+                .or_else(|_spelling| pair(&Mechanism::EccKeyPairGen, P256_NAME))
+                .map_err(during("P-256 keys")),
         }
     }
 
@@ -395,41 +366,6 @@ pub(super) fn readable_session_key(key_type: KeyType) -> Vec<Attribute> {
         Attribute::Sensitive(false),
         Attribute::Extractable(true),
     ]
-}
-
-/// Slots change when a token is plugged in again; label and serial number do not.
-fn find_token(module: &Pkcs11, label: &str, expected_serial: Option<&str>) -> Result<Found, Error> {
-    let slots = module.get_slots_with_token().map_err(during("slot lists"))?;
-    // A slot whose token cannot be asked is as good as empty.
-    let tokens =
-        slots.into_iter().filter_map(|slot| Some((slot, module.get_token_info(slot).ok()?)));
-    let mut found = Vec::new();
-    let mut others = Vec::new();
-    for (slot, info) in tokens.filter(|(_, info)| info.token_initialized()) {
-        if info.label() == label {
-            found.push(Found { slot, serial: info.serial_number().to_owned() });
-        } else {
-            others.push(info.label().to_owned());
-        }
-    }
-    if let Some(expected) = expected_serial
-        && let Some(position) = found.iter().position(|token| token.serial == expected)
-    {
-        return Ok(found.swap_remove(position));
-    }
-    match (found.pop(), found.is_empty(), expected_serial) {
-        (Some(token), true, None) => Ok(token),
-        (Some(token), true, Some(expected)) => Err(Error::TokenExchanged {
-            label: label.to_owned(),
-            serial: token.serial,
-            expected: expected.to_owned(),
-        }),
-        (Some(_), false, _) => Err(Error::TokenAmbiguous { label: label.to_owned() }),
-        (None, _, _) => {
-            let found = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
-            Err(Error::TokenMissing { label: label.to_owned(), found })
-        }
-    }
 }
 
 /// `CKA_EC_POINT`: a DER OCTET STRING by the standard; some modules give a BIT STRING or the bare point.

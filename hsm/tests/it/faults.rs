@@ -12,7 +12,9 @@ use std::{
 };
 
 use sallyport_core::sign::verify;
-use sallyport_hsm::{Class, Error, Health, HelperToken, KeyKind, KeyName, KeyRole, Pin, Token};
+use sallyport_hsm::{
+    Class, Error, Health, HelperPlace, HelperToken, KeyKind, KeyName, KeyRole, Pin, Token,
+};
 use sallyport_hsm_faults::{Fault, Function, ORDERS, Orders, Times};
 
 use crate::{
@@ -314,7 +316,9 @@ fn the_module_gets_no_environment_but_what_is_configured() {
     let hsm = SoftHsm::new();
     let mut settings = softhsm::settings(&module(), &hsm.label, &hsm.pin_file, TIMEOUT);
     // Without the variable with the real module the faulty one does not load.
-    settings.environment = vec![ORDERS.to_owned()];
+    if let HelperPlace::Child { environment, .. } = &mut settings.place {
+        *environment = vec![ORDERS.to_owned()];
+    }
     let token = HelperToken::start(settings).unwrap();
     let missing = token.keys().unwrap_err().to_string();
     assert!(missing.contains("cannot be loaded"), "{missing}");

@@ -18,6 +18,8 @@ use crate::softhsm::{PIN, SoftHsm, module, program};
 struct Captured {
     child: Child,
     socket: UnixStream,
+    /// Of the last request.
+    number: u64,
 }
 
 impl Captured {
@@ -30,15 +32,16 @@ impl Captured {
             .spawn()
             .unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        Self { child, socket }
+        Self { child, socket, number: 0 }
     }
 
     fn opened(hsm: &SoftHsm) -> Self {
         let mut captured = Self::new(&hsm.label);
         // Open with a PIN; nothing known of the token before.
         let answer = captured.asks(|e| {
-            e.array(2)?.u8(0)?.array(1)?.array(4)?.str(PIN)?.null()?.bool(false)?.bool(false)?;
-            Ok(())
+            e.array(2)?.u8(0)?.array(1)?.array(5)?;
+            e.array(2)?.u8(0)?.array(1)?.str(PIN)?;
+            e.null()?.bool(false)?.bool(false)?.bool(true)?.ok()
         });
         assert!(answer.starts_with(&[0x82, OPENED]), "{}", String::from_utf8_lossy(&answer));
         captured
@@ -68,7 +71,8 @@ impl Captured {
             &mut Encoder<&mut Vec<u8>>,
         ) -> Result<(), encode::Error<std::convert::Infallible>>,
     ) -> Vec<u8> {
-        let mut body = vec![1];
+        self.number += 1;
+        let mut body = [&[VERSION][..], &self.number.to_be_bytes()].concat();
         request(&mut Encoder::new(&mut body)).unwrap();
         self.sends(&body);
         loop {
@@ -89,8 +93,9 @@ impl Captured {
         self.socket.read_exact(&mut length).ok()?;
         let mut frame = vec![0; usize::try_from(u32::from_be_bytes(length)).unwrap()];
         self.socket.read_exact(&mut frame).unwrap();
-        assert_eq!(frame.remove(0), 1);
-        Some(frame)
+        let body = frame.split_off(9);
+        assert_eq!(frame, [&[VERSION][..], &self.number.to_be_bytes()].concat());
+        Some(body)
     }
 }
 
@@ -101,6 +106,8 @@ impl Drop for Captured {
     }
 }
 
+/// First byte of a frame.
+const VERSION: u8 = 2;
 /// First items of answers.
 const WORKING: u8 = 0;
 const OPENED: u8 = 3;
@@ -173,19 +180,22 @@ fn a_key_that_agrees_does_so_for_its_own_role() {
 #[test]
 fn a_frame_that_makes_no_sense_is_the_last() {
     let hsm = SoftHsm::new();
-    let frames: [&[u8]; 5] = [
-        &[1],
-        &[1, 0xff, 0xff],
+    let numbered = |body: &[u8]| [&[VERSION, 0, 0, 0, 0, 0, 0, 0, 0][..], body].concat();
+    let frames = [
+        vec![],
+        vec![VERSION],
+        numbered(&[]),
+        numbered(&[0xff, 0xff]),
         // Another version.
-        &[2, 0x82, 1, 0x80],
+        [&[VERSION + 1, 0, 0, 0, 0, 0, 0, 0, 0][..], &[0x82, 1, 0x80]].concat(),
         // A request that there is not: number 23.
-        &[1, 0x82, 23, 0x80],
+        numbered(&[0x82, 23, 0x80]),
         // A signature over bare bytes: number 4 with a byte string for the document.
-        &[1, 0x82, 4, 0x83, 0x60, 0x41, 0x00, 0xf4],
+        numbered(&[0x82, 4, 0x83, 0x60, 0x41, 0x00, 0xf4]),
     ];
     for frame in frames {
         let mut captured = Captured::new(&hsm.label);
-        captured.sends(frame);
+        captured.sends(&frame);
         assert!(captured.receives().is_none(), "{frame:?}");
         assert!(!captured.child.wait().unwrap().success());
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use sallyport_hsm::{
-    Health, HelperSettings, HelperToken, KeyKind, KeyRole, Pin, Token, init_token,
+    Health, HelperPlace, HelperSettings, HelperToken, KeyKind, KeyRole, Pin, Token, init_token,
 };
 
 use crate::{
@@ -56,5 +56,7 @@ fn start(folder: &Path) -> HelperToken {
     softhsm::write_pin(&pin_file, PIN);
     let settings = softhsm::settings(&module, "kryoptic", &pin_file, TIMEOUT);
     let environment = vec![CONFIGURATION.to_owned()];
-    HelperToken::start(HelperSettings { environment, ..settings }).unwrap()
+    let token = softhsm::served(&module, "kryoptic");
+    let place = HelperPlace::Child { program: softhsm::program(), token, environment };
+    HelperToken::start(HelperSettings { place, ..settings }).unwrap()
 }

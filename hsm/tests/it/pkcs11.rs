@@ -10,7 +10,7 @@ use cryptoki::object::{Attribute, AttributeType, ObjectClass};
 use sallyport_core::sign::verify;
 use sallyport_hsm::{
     Caps, Class, Error, Health, HelperToken, KeyKind, KeyName, KeyRole, Mode, ModeChoice, Pin,
-    Token, TokenConfig, init_token, open,
+    PinSource, Sessions, Token, TokenConfig, init_token, open,
 };
 
 use crate::{
@@ -180,10 +180,12 @@ fn the_start_does_not_wait_for_a_token_that_comes_later() {
     let config = TokenConfig::Pkcs11 {
         module: module(),
         token_label: label.clone(),
-        pin_file,
+        token_serial: None,
+        pin: PinSource::File(pin_file),
         timeout_ms: 30_000,
         environment: Vec::new(),
         mode: ModeChoice::Auto,
+        sessions: Sessions::default(),
     };
     let start = Instant::now();
     let token = open(&config, false, policy(), softhsm::program(), None).unwrap();

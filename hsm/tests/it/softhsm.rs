@@ -17,7 +17,10 @@ use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     session::{Session, UserType},
 };
-use sallyport_hsm::{HelperProgram, HelperSettings, HelperToken, Pin, init_token};
+use sallyport_hsm::{
+    HelperPlace, HelperProgram, HelperSettings, HelperToken, Pin, PinSource, ServedToken, Sessions,
+    init_token,
+};
 
 use sallyport_hsm_faults::{ORDERS, REAL};
 
@@ -101,13 +104,25 @@ pub(crate) fn settings(
     timeout: Duration,
 ) -> HelperSettings {
     HelperSettings {
-        program: program(),
+        place: place(served(module, label)),
+        pin: PinSource::File(pin_file.to_owned()),
+        timeout,
+        policy: policy(),
+    }
+}
+
+/// A helper of ours with all that both modules need.
+pub(crate) fn place(token: ServedToken) -> HelperPlace {
+    let environment = vec![REAL.to_owned(), ORDERS.to_owned()];
+    HelperPlace::Child { program: program(), token, environment }
+}
+
+pub(crate) fn served(module: &Path, label: &str) -> ServedToken {
+    ServedToken {
         module: module.to_owned(),
         label: label.to_owned(),
-        pin_file: pin_file.to_owned(),
-        timeout,
-        environment: vec![REAL.to_owned(), ORDERS.to_owned()],
-        policy: policy(),
+        serial: None,
+        sessions: Sessions::default(),
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use sallyport_core::sign::{Algorithm, PublicKey, verify};
 use sallyport_hsm::{
     Class, Error, Health, HelperProgram, KeyKind, KeyName, KeyRole, Mode, ModeChoice, Pin,
-    Secret32, SoftwareToken, Token, TokenConfig, open,
+    PinSource, Secret32, Sessions, SoftwareToken, Token, TokenConfig, open,
 };
 
 use crate::requests::{foreign, manifest, policy, x_matrix};
@@ -262,23 +262,35 @@ fn the_configuration_is_strict() {
     let path = PathBuf::from("/var/lib/keys");
     assert_eq!(software, TokenConfig::Software { path, delay_ms: 0 });
     let token: TokenConfig = serde_json::from_str(
-        r#"{"kind":"pkcs11","module":"/m.so","token_label":"alpha","pin_file":"/pin"}"#,
+        r#"{"kind":"pkcs11","module":"/m.so","token_label":"alpha","pin":"file:/pin"}"#,
     )
     .unwrap();
     let expected = TokenConfig::Pkcs11 {
         module: PathBuf::from("/m.so"),
         token_label: "alpha".to_owned(),
-        pin_file: PathBuf::from("/pin"),
+        token_serial: None,
+        pin: PinSource::File(PathBuf::from("/pin")),
         timeout_ms: 10_000,
         environment: Vec::new(),
         mode: ModeChoice::Auto,
+        sessions: Sessions::default(),
     };
     assert_eq!(token, expected);
+    let service = r#"{"kind":"pkcs11-service","helper":"/run/helper.sock","pin":"credential:pin"}"#;
+    let expected = TokenConfig::Pkcs11Service {
+        helper: PathBuf::from("/run/helper.sock"),
+        pin: PinSource::Credential("pin".to_owned()),
+        timeout_ms: 10_000,
+        mode: ModeChoice::Auto,
+    };
+    assert_eq!(serde_json::from_str::<TokenConfig>(service).unwrap(), expected);
     for text in [
         r#"{"kind":"software"}"#,
         r#"{"kind":"software","path":"/k","dealy_ms":1}"#,
         r#"{"kind":"hardware","path":"/k"}"#,
-        r#"{"kind":"pkcs11","module":"/m","token_label":"a","pin_file":"/p","mode":"software"}"#,
+        r#"{"kind":"pkcs11","module":"/m","token_label":"a","pin":"ask","mode":"software"}"#,
+        r#"{"kind":"pkcs11","module":"/m.so","token_label":"alpha","pin":"1234"}"#,
+        r#"{"kind":"pkcs11","module":"/m.so","token_label":"alpha","pin":"ask","sessions":17}"#,
     ] {
         assert!(serde_json::from_str::<TokenConfig>(text).is_err(), "{text}");
     }
