@@ -299,6 +299,7 @@ impl EnvelopeToken {
         Ok(())
     }
 
+    /// Says once in the log where event keys live: as soon as it is known.
     fn announce(&self) {
         if let Some(mode) = self.mode() {
             self.announced.get_or_init(|| {
@@ -330,11 +331,7 @@ impl Opened {
 
 impl Token for EnvelopeToken {
     fn health(&self) -> Health {
-        let health = self.inner.health();
-        if health == Health::Ready {
-            self.announce();
-        }
-        health
+        self.inner.health()
     }
 
     fn caps(&self) -> Caps {
@@ -365,6 +362,7 @@ impl Token for EnvelopeToken {
 
     fn keys(&self) -> Result<Vec<KeyName>, Error> {
         let mut names = self.inner.keys()?;
+        self.announce();
         names.extend(self.file.read()?.into_iter().map(|entry| entry.name));
         names.sort();
         Ok(names)

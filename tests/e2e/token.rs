@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -33,9 +33,14 @@ struct Scene {
 impl Scene {
     /// A box with its keys in SoftHSM2, which has been ready once, and alice in a room.
     fn new() -> Result<Self> {
+        Self::with_mode("auto")
+    }
+
+    fn with_mode(token_mode: &'static str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let mut plan = Plan::for_test("alpha", folder.path());
         plan.token = Token::SoftHsm;
+        plan.token_mode = token_mode;
         let mut enclave = Enclave::create(plan, Place::Here)?;
         enclave.start()?;
         let alice = enclave.client()?.register("alice", "correct horse battery staple")?;
@@ -102,6 +107,41 @@ fn a_token_that_vanishes_stops_no_chat_and_comes_back_by_itself() -> Result<()> 
     fs::rename(&drawer, &tokens)?;
     scene.token_becomes("ready")?;
     scene.chat()
+}
+
+#[test]
+fn a_working_key_signs_without_the_token_until_the_box_is_restarted() -> Result<()> {
+    let mut scene = Scene::with_mode("envelope")?;
+    let folder = scene.enclave.plan().folder.clone();
+    // The key document in it is signed by the event key.
+    let request = |enclave: &Enclave, name: &str| {
+        let path = folder.join(name);
+        let path = path.to_str().context("a path in UTF-8")?;
+        enclave.desk().sallyctl(&["card", "request", "--out", path])
+    };
+    request(&scene.enclave, "first")?;
+    let says = scene.token_becomes("event key, envelope")?;
+    ensure!(says.contains("Who takes over the running box can copy the key"), "{says}");
+    let status = scene.enclave.desk().sallyctl(&["status"])?;
+    ensure!(status.contains("envelope: The key is on the disk, encrypted"), "{status}");
+
+    let softhsm = scene.enclave.plan().folder.join("softhsm");
+    let (tokens, drawer) = (softhsm.join("tokens"), softhsm.join("drawer"));
+    fs::rename(&tokens, &drawer)?;
+    fs::create_dir(&tokens)?;
+    scene.token_becomes("ABSENT")?;
+    request(&scene.enclave, "second")?;
+    scene.enclave.stop()?;
+    scene.enclave.start()?;
+    scene.chat()?;
+    ensure!(request(&scene.enclave, "third").is_err(), "signed without any token");
+    let says = scene.token_becomes("ABSENT")?;
+    ensure!(says.contains("event key, envelope"), "{says}");
+    fs::remove_dir(&tokens)?;
+    fs::rename(&drawer, &tokens)?;
+    scene.token_becomes("ready")?;
+    request(&scene.enclave, "third")?;
+    Ok(())
 }
 
 #[test]

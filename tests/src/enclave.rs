@@ -51,6 +51,8 @@ pub struct Plan {
     pub folder: PathBuf,
     /// Where the key lives.
     pub token: Token,
+    /// How a token keeps event keys: `auto`, `direct` or `envelope`.
+    pub token_mode: &'static str,
     /// `closed`, `token` or `open`.
     pub registration: &'static str,
     /// Where clients connect with HTTPS; the plain listener is one port below.
@@ -81,6 +83,7 @@ impl Plan {
             name: name.to_owned(),
             folder: folder.join(name),
             token: Token::Software { delay_ms: 0 },
+            token_mode: "auto",
             registration: "open",
             address: SocketAddr::new(unused_loopback(), 8448),
             ceremony: false,
@@ -132,10 +135,11 @@ impl Plan {
                 format!("kind = \"software\"\npath = \"{}\"\ndelay_ms = {delay_ms}", path.display())
             }
             Token::SoftHsm => format!(
-                "kind = \"pkcs11\"\nmodule = \"{}\"\ntoken_label = \"{}\"\npin = \"file:{}\"",
+                "kind = \"pkcs11\"\nmodule = \"{}\"\ntoken_label = \"{}\"\npin = \"file:{}\"\nmode = \"{}\"",
                 crate::softhsm::MODULE,
                 self.name,
                 self.pin_file().display(),
+                self.token_mode,
             ),
         };
         format!(

@@ -24,8 +24,9 @@ use ruma::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{
-    KEY_DOCUMENT_BYTES_MAX, PDU_BYTES_MAX, SIGNATURE_BYTES_RESERVED, SIGNED_BYTES_MAX,
+use crate::{
+    limits::{KEY_DOCUMENT_BYTES_MAX, PDU_BYTES_MAX, SIGNATURE_BYTES_RESERVED, SIGNED_BYTES_MAX},
+    working_key::WorkingKey,
 };
 
 pub mod context;
@@ -266,7 +267,7 @@ impl SigningRequest {
             Self::Roster(bytes) => context::check("roster", context::ROSTER, bytes),
             Self::Approval(bytes) => context::check("approval", context::APPROVAL, bytes),
             Self::Checkpoint(bytes) => context::check("checkpoint", context::CHECKPOINT, bytes),
-            Self::WorkingKey(bytes) => context::check("working key", context::WORKING_KEY, bytes),
+            Self::WorkingKey(bytes) => working_key(bytes, policy),
             Self::Certificate(der) => x509::certificate(der, policy),
             Self::CaRequest(der) => x509::request("request of the CA", der, policy),
             Self::TlsRequest(der) => x509::request("certificate request", der, policy),
@@ -294,6 +295,16 @@ fn pdu(room_version: &RoomVersionId, json: &str, policy: &Policy) -> Result<Vec<
     let hashes = nested(WHAT, &event, "hashes")?;
     text(WHAT, hashes, "sha256")?;
     canonical(WHAT, &event, Some(&rules.redaction))
+}
+
+/// The token must certify no key of another server.
+fn working_key(bytes: &[u8], policy: &Policy) -> Result<Vec<u8>, Refusal> {
+    const WHAT: &str = "working key";
+    let signed = context::check(WHAT, context::WORKING_KEY, bytes)?;
+    let said = context::payload(bytes).and_then(|payload| WorkingKey::decode(payload).ok());
+    let said = said.ok_or(Refusal::SigStructure { what: WHAT })?;
+    ours(WHAT, &said.server_name, policy)?;
+    Ok(signed)
 }
 
 fn key_document(json: &str, policy: &Policy) -> Result<Vec<u8>, Refusal> {

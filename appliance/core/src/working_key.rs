@@ -79,6 +79,12 @@ impl WorkingKey {
         let payload = cbor::to_bytes(self).map_err(|_| SignError::Encode)?;
         cose::sign(context::WORKING_KEY, courier, payload, signer)
     }
+
+    /// Reads what a certificate says, signed or not.
+    pub(crate) fn decode(payload: &[u8]) -> Result<Self, Invalid> {
+        let said: Self = cbor::from_bytes(payload).map_err(|_| Invalid::Malformed)?;
+        if said.version == VERSION { Ok(said) } else { Err(Invalid::Malformed) }
+    }
 }
 
 impl Unverified {
@@ -106,8 +112,7 @@ impl Unverified {
     pub fn verify(self, courier: &PublicKey) -> Result<WorkingKey, Invalid> {
         let payload =
             self.0.verify(context::WORKING_KEY, courier).map_err(|_| Invalid::BadSignature)?;
-        let said: WorkingKey = cbor::from_bytes(&payload).map_err(|_| Invalid::Malformed)?;
-        if said.version == VERSION { Ok(said) } else { Err(Invalid::Malformed) }
+        WorkingKey::decode(&payload)
     }
 }
 

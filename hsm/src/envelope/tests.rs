@@ -1,5 +1,8 @@
+//! Tests of working keys, over a software token that plays the token.
+
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -167,6 +170,8 @@ fn keys_are_listed_together_and_keep_their_roles() {
     let desk = Desk::new();
     let token = desk.start();
     let key = event(&token);
+    let mode = fs::metadata(desk.file()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
     let roles: Vec<_> = token.keys().unwrap().iter().map(KeyName::role).collect();
     assert_eq!(roles, [KeyRole::Event, KeyRole::Courier, KeyRole::Storage]);
     assert!(matches!(token.agree(&key, &[4; 65]), Err(Error::WrongRole { .. })));

@@ -76,3 +76,31 @@ fn token_text(token: &TokenStatus) -> String {
         TokenStatus::Absent { why, attempts } => format!("ABSENT, tried {attempts} times: {why}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mode_is_told_in_plain_words() {
+        let report = TokenReport {
+            state: TokenStatus::Ready,
+            event_key: Some(Mode::Envelope),
+            courier_encryption_key: Some(Mode::Direct),
+        };
+        let json = serde_json::to_string(&report).unwrap();
+        assert!(json.contains(r#""state":"ready","event_key":"envelope""#), "{json}");
+        assert_eq!(serde_json::from_str::<TokenReport>(&json).unwrap(), report);
+        let text = report_text(&report);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[..2], ["ready", ""]);
+        assert!(lines[2].starts_with("event key, envelope: The key is on the disk, encrypted"));
+        assert!(lines[3].starts_with("  Who takes the disk finds the key encrypted"));
+        assert!(lines[4].starts_with("  Who takes over the running box can copy the key"));
+        assert!(lines[7].starts_with("bundle key, direct: The key is in the token"), "{text}");
+
+        let unknown =
+            TokenReport { state: TokenStatus::None, event_key: None, courier_encryption_key: None };
+        assert_eq!(report_text(&unknown), "none configured: nothing leaves this box\n");
+    }
+}

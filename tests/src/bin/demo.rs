@@ -74,6 +74,7 @@ fn two_enclaves(folder: &Path) -> Result<(Enclave, Enclave)> {
             name: name.to_owned(),
             folder: folder.join(name),
             token,
+            token_mode: "auto",
             registration: "token",
             address: SocketAddr::from((address, 8448)),
             ceremony: true,

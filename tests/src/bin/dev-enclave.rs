@@ -58,6 +58,7 @@ fn run() -> Result<()> {
         name: "alpha".to_owned(),
         folder: folder.clone(),
         token,
+        token_mode: "auto",
         registration: "token",
         address: address.parse().context("DEV_ADDRESS is an address and a port")?,
         ceremony: true,

@@ -47,6 +47,11 @@ pub(super) fn check(
     Ok(bytes.to_vec())
 }
 
+/// The payload of a `Sig_structure`.
+pub(super) fn payload(bytes: &[u8]) -> Option<&[u8]> {
+    SigStructure::decode(bytes).map(|fields| fields.payload)
+}
+
 struct SigStructure<'a> {
     protected: &'a [u8],
     external_aad: &'a [u8],

@@ -9,6 +9,7 @@ use ruma::{
 use serde_json::json;
 
 use super::*;
+use crate::{cbor, time::Millis};
 
 const SEED: [u8; 32] = [7; 32];
 
@@ -142,13 +143,12 @@ fn key_documents_and_federation_requests_that_are_refused() {
 
 type Binary = (fn(Vec<u8>) -> SigningRequest, &'static [u8], KeyRole);
 
-const BINARIES: [Binary; 6] = [
+const BINARIES: [Binary; 5] = [
     (SigningRequest::Manifest, context::MANIFEST, KeyRole::Courier),
     (SigningRequest::Acknowledgement, context::ACKNOWLEDGEMENT, KeyRole::Courier),
     (SigningRequest::Card, context::CARD, KeyRole::Root),
     (SigningRequest::Roster, context::ROSTER, KeyRole::Officer),
     (SigningRequest::Checkpoint, context::CHECKPOINT, KeyRole::Audit),
-    (SigningRequest::WorkingKey, context::WORKING_KEY, KeyRole::Courier),
 ];
 
 /// The requests whose tests are in [`x509`].
@@ -171,6 +171,35 @@ fn a_binary_document_is_signed_in_its_own_context_only() {
                 Err(refusal) => assert!(i != j && matches!(refusal, Refusal::Context { .. })),
             }
         }
+    }
+}
+
+#[test]
+fn a_working_key_is_certified_for_its_own_server_only() {
+    let event_key = ed25519_dalek::SigningKey::from_bytes(&SEED).verifying_key();
+    let said = |server: &str| {
+        let said = WorkingKey {
+            version: 1,
+            server_name: server.try_into().unwrap(),
+            name: "event:0123456789abcdef".to_owned(),
+            public: PublicKey::new(Algorithm::Ed25519, event_key.as_bytes()).unwrap(),
+            created: Millis(1),
+            wrapped_by: "storage:0123456789abcdef".to_owned(),
+        };
+        cbor::to_bytes(&said).unwrap()
+    };
+    let ask = |context: &[u8], payload: &[u8]| {
+        let request = SigningRequest::WorkingKey(sig_structure(context, payload));
+        assert_eq!(request.role(), KeyRole::Courier);
+        request.bytes_to_sign(&policy())
+    };
+    let (ours, theirs) = (said("alpha.example"), said("bravo.example"));
+    assert!(ask(context::WORKING_KEY, &ours).is_ok());
+    assert!(matches!(ask(context::WORKING_KEY, &theirs), Err(Refusal::Foreign { .. })));
+    assert!(matches!(ask(context::MANIFEST, &ours), Err(Refusal::Context { .. })));
+    for payload in [b"payload".as_slice(), &ours[..ours.len() - 1]] {
+        let refusal = ask(context::WORKING_KEY, payload);
+        assert!(matches!(refusal, Err(Refusal::SigStructure { .. })), "{payload:02x?}");
     }
 }
 
