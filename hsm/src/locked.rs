@@ -1,4 +1,5 @@
-//! A private key in memory that is never written to a swap device or a core dump, and is wiped.
+//! A private key in memory that is never written to a swap device or a core dump, and is wiped. (Hibernation writes all of the memory,
+//! locked or not.)
 //!
 //! The key has a page of its own: locked (`mlock`), left out of dumps (`MADV_DONTDUMP`) and of processes that are forked from this one
 //! (`MADV_DONTFORK`). What a signature copies of it to registers and the stack is wiped when the signature is made.

@@ -173,6 +173,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{Secret32, wiped::leaks};
+
+    #[test]
+    fn secrets_leave_nothing_in_the_heap_on_their_way() {
+        let secret = *Secret32::random().unwrap().expose();
+        let way = || {
+            let message = Message::new(&Secret32::new(&secret)).unwrap();
+            let frames = [message.numbered(7), message.numbered(8)];
+            let mut bytes = Zeroizing::new(Vec::with_capacity(2 * SMALL_MESSAGE_BYTES));
+            frames.iter().flat_map(Frame::parts).for_each(|part| bytes.extend(part));
+            let mut incoming = Incoming::new();
+            incoming.read(&mut bytes.as_slice()).unwrap();
+            for number in [7, 8] {
+                let (received, again) = incoming.take::<Secret32>().unwrap().unwrap();
+                assert_eq!((received, again.expose()), (number, &secret));
+            }
+        };
+        assert_eq!(leaks(&secret, way), 0);
+    }
 
     fn frame(number: u64, text: &str) -> Vec<u8> {
         Message::new(&text).unwrap().numbered(number).parts().concat()
