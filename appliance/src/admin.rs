@@ -6,6 +6,7 @@
 mod audit;
 mod bundles;
 mod cards;
+mod certificates;
 mod codes;
 mod command;
 mod error;
@@ -35,6 +36,8 @@ pub fn router() -> Router<Arc<App>> {
         .route(path::AUDIT, get(audit::page))
         .route(path::CARD_REQUEST, get(cards::request))
         .route(path::CARD, get(cards::own).put(cards::install))
+        .route(path::CERTIFICATE, get(certificates::status).put(certificates::install))
+        .route(path::CERTIFICATE_REQUEST, post(certificates::request))
         .route(path::PEERS, get(cards::peers).post(cards::pair))
         .route(path::BUNDLES, get(bundles::status))
         .route(path::BUNDLES_EXPORT, post(bundles::export))

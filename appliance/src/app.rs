@@ -33,6 +33,7 @@ use crate::{
     },
     shutdown::Shutdown,
     telemetry::{metrics::Metrics, token::Measured},
+    tls::{self, Certificates},
     vault::{self, Vault},
 };
 
@@ -46,6 +47,8 @@ pub struct App {
     pub token: Option<Arc<dyn Token>>,
     /// The box's own secrets.
     pub vault: Arc<Vault>,
+    /// The serving certificate, if a listener speaks TLS.
+    pub certificates: Option<Arc<Certificates>>,
     /// Key of the stored hashes of tokens and codes.
     pub pepper: Pepper,
     /// Access tokens that were looked up before.
@@ -131,6 +134,9 @@ pub enum Error {
     /// The secrets of the box cannot be read or made.
     #[error("the secrets of the box are not to be had")]
     Vault(#[from] vault::Error),
+    /// There is no certificate for the listeners with TLS.
+    #[error("no certificate can be served")]
+    Tls(#[from] tls::Error),
     /// The operating system gave no random bytes.
     #[error("no randomness is available")]
     NoRandomness(#[source] Interrupted),
@@ -171,19 +177,29 @@ impl App {
                 commits.commit(committed);
             }),
         });
+        let store = store.map_err(|source| Error::Store { path, source })?;
+        let vault = Arc::new(vault);
+        let certificates = if config.listeners.iter().any(|listener| listener.tls) {
+            let (vault, token) = (Arc::clone(&vault), token.clone());
+            let made = metrics.tls_signatures.clone();
+            Some(Certificates::open(&config, vault, token, &store, made, clock())?)
+        } else {
+            None
+        };
         let media = data_dir.join("media");
         let files =
             Files::open(media.clone()).map_err(|source| Error::DataDir { path: media, source })?;
         Ok(Arc::new(Self {
             token,
-            vault: Arc::new(vault),
+            vault,
             pepper,
             sessions,
             attempts: Attempts::default(),
             interactive: Interactive::default(),
             presences: Presences::default(),
             files,
-            store: store.map_err(|source| Error::Store { path, source })?,
+            store,
+            certificates,
             clock,
             metrics,
             calls: Arc::new(Semaphore::new(BLOCKING_CALLS_MAX)),

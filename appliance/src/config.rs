@@ -79,6 +79,8 @@ pub enum Tls {
     Issued {
         /// Names and addresses that clients connect to, besides `server_name` and loopback.
         names: Vec<String>,
+        /// Where the certificate's key is.
+        key_in: KeyIn,
     },
     /// Certificate chain and key are given as PEM files.
     Files {
@@ -87,6 +89,17 @@ pub enum Tls {
         /// The leaf's private key (PKCS#8).
         key: PathBuf,
     },
+}
+
+/// Where the key of the serving certificate is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyIn {
+    /// The box makes it with each certificate and keeps it in its vault: members connect while the token is away.
+    #[default]
+    Box,
+    /// The token has it and signs each full handshake: nobody connects while the token is away.
+    Token,
 }
 
 /// The administration socket.
@@ -281,6 +294,7 @@ struct RawTls {
     key: Option<PathBuf>,
     #[serde(default)]
     names: Vec<String>,
+    key_in: Option<KeyIn>,
 }
 
 impl RawConfig {
@@ -290,7 +304,7 @@ impl RawConfig {
             public_url: public_url(self.public_url, &self.server_name)?,
             data_dir: absolute("data_dir", self.data_dir)?,
             listeners: listeners.map(|(i, raw)| raw.check(i)).collect::<Result<_, _>>()?,
-            tls: self.tls.check()?,
+            tls: self.tls.check(self.token.is_some())?,
             admin: Admin { socket: absolute("admin.socket", self.admin.socket)? },
             token: check_token(self.token, self.allow_software_keys)?,
             allow_software_keys: self.allow_software_keys,
@@ -347,7 +361,19 @@ impl RawListener {
 }
 
 impl RawTls {
-    fn check(self) -> Result<Tls, Error> {
+    fn check(self, has_token: bool) -> Result<Tls, Error> {
+        let of_key_in = |problem: &str, fix| Error::Invalid {
+            key: "tls.key_in".to_owned(),
+            problem: problem.to_owned(),
+            fix,
+        };
+        if self.key_in == Some(KeyIn::Token) && !has_token {
+            let fix = "configure the token in [token], or leave key_in out";
+            return Err(of_key_in("no token is configured", fix));
+        }
+        if self.key_in.is_some() && self.key.is_some() {
+            return Err(of_key_in("the key is given as a file", "leave out key_in, or the files"));
+        }
         match (self.certificate, self.key) {
             (None, None) => {
                 for name in &self.names {
@@ -357,7 +383,7 @@ impl RawTls {
                         fix: "write names without scheme and port",
                     })?;
                 }
-                Ok(Tls::Issued { names: self.names })
+                Ok(Tls::Issued { names: self.names, key_in: self.key_in.unwrap_or_default() })
             }
             (Some(certificate), Some(key)) => Ok(Tls::Files {
                 certificate: absolute("tls.certificate", certificate)?,
@@ -486,7 +512,7 @@ mod tests {
         assert_eq!(config.public_url, "https://alpha.example");
         assert_eq!(config.listeners.len(), 1);
         assert!(config.listeners[0].tls);
-        assert_eq!(config.tls, Tls::Issued { names: vec![] });
+        assert_eq!(config.tls, Tls::Issued { names: vec![], key_in: KeyIn::Box });
         assert_eq!(config.registration.mode, RegistrationMode::Closed);
         assert_eq!(config.rooms.default_version, RoomVersionId::V12);
     }
@@ -502,7 +528,8 @@ mod tests {
     #[test]
     fn the_printed_configuration_means_the_same() {
         let files = "[tls]\ncertificate = '/c.pem'\nkey = '/k.pem'";
-        let token = "allow_software_keys = true\n[token]\nkind = 'software'\npath = '/keys'";
+        let token = "allow_software_keys = true\n[token]\nkind = 'software'\npath = '/keys'\n\
+                     [tls]\nkey_in = 'token'";
         for more in ["", files, token, "[log]\nlevel = 'debug'\n[registration]\nmode = 'token'"] {
             let config = parse(&format!("server_name = 'alpha.example'\n{more}")).unwrap();
             let printed = toml::to_string(&config).unwrap();
@@ -520,6 +547,8 @@ mod tests {
         check_error(&with("[rooms]\ndefault_version = '9'"), "rooms.default_version");
         check_error(&with("[tls]\nkey = '/k.pem'"), "give both files");
         check_error(&with("[tls]\nnames = ['https://a']"), "without scheme");
+        check_error(&with("[tls]\nkey_in = 'token'"), "configure the token");
+        check_error(&with("[tls]\nkey_in = 'box'\nkey = '/k.pem'"), "given as a file");
         check_error(&with("[token]\nkind = 'software'\npath = '/k'"), "allow_software_keys");
         check_error(&with("data_dir = 'data'"), "data_dir");
         check_error(&with("public_url = 'alpha'"), "public_url");

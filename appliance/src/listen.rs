@@ -25,18 +25,21 @@ use sallyport_core::limits::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::server::TlsStream;
 use tower::ServiceExt as _;
 
-use crate::{app::App, config::Listener, http::auth::PeerAddress};
+use crate::{app::App, config::Listener, http::auth::PeerAddress, tls::Acceptor};
 
 /// Pause after the operating system refused to accept, so that a lack of descriptors does not
 /// become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 1024;
 
 /// Why a socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -133,13 +136,37 @@ impl Drop for Place {
     }
 }
 
-/// Opens a TCP socket.
+/// A TCP address that nobody else can take any more. Who connects is refused until [`Reserved::listen`].
+pub struct Reserved {
+    address: SocketAddr,
+    socket: TcpSocket,
+}
+
+/// Takes the address of a listener.
 ///
 /// # Errors
 /// [`Error::Tcp`] with the address.
-pub async fn bind(listener: &Listener) -> Result<TcpListener, Error> {
+pub fn reserve(listener: &Listener) -> Result<Reserved, Error> {
     let address = listener.address;
-    TcpListener::bind(address).await.map_err(|source| Error::Tcp { address, source })
+    let bound = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(socket)
+    };
+    let socket = bound().map_err(|source| Error::Tcp { address, source })?;
+    Ok(Reserved { address, socket })
+}
+
+impl Reserved {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// [`Error::Tcp`] with the address.
+    pub fn listen(self) -> Result<TcpListener, Error> {
+        let address = self.address;
+        self.socket.listen(BACKLOG).map_err(|source| Error::Tcp { address, source })
+    }
 }
 
 /// Opens the administration socket for this user and group; replaces one that a crash left.
@@ -166,7 +193,7 @@ pub async fn bind_unix(path: &Path) -> Result<UnixListener, Error> {
 pub async fn accept_tcp(
     app: Arc<App>,
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Acceptor>,
     router: Router,
     connections: Connections,
 ) {
@@ -221,7 +248,7 @@ pub async fn accept_unix(
     }
 }
 
-async fn handshake(tls: &TlsAcceptor, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+async fn handshake(tls: &Acceptor, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
     let patience = Duration::from_millis(TLS_HANDSHAKE_MS_MAX);
     match timeout(patience, tls.accept(stream)).await {
         Ok(Ok(stream)) => Some(stream),

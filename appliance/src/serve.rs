@@ -1,7 +1,7 @@
 //! `sallyport serve`: the order in which a box starts and stops.
 //!
-//! Start: log, database, certificate, sockets, then the service manager hears that the box is
-//! ready. Stop: no new connections, long-polls return, begun requests are finished, the writer
+//! Start: log, token, vault, database, sockets, then the service manager hears that the box is
+//! ready. Sockets with TLS open later if their first certificate needs a token that is not there. Stop: no new connections, long-polls return, begun requests are finished, the writer
 //! commits what it has. A second signal ends the process at once.
 
 use std::{
@@ -12,14 +12,16 @@ use std::{
 
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use sallyport_core::{limits::BLOCKING_CALLS_MAX, time::Millis};
+use sallyport_core::{
+    limits::{BLOCKING_CALLS_MAX, TLS_SIGNATURES_AT_ONCE},
+    time::Millis,
+};
 use sd_notify::NotifyState;
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 
 use crate::{
     app::App,
@@ -28,17 +30,15 @@ use crate::{
     listen::{self, Connections},
     service::signer,
     shutdown::{self, Trigger},
-    telemetry,
-    tls::Certificates,
-    upkeep,
+    telemetry, upkeep,
 };
 
 /// How long begun requests may take once the box is to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long blocking calls may take after that.
 const LAST_CALLS: Duration = Duration::from_secs(5);
-/// How often the certificate is looked at.
-const CERTIFICATE_CHECK: Duration = Duration::from_secs(6 * 60 * 60);
+/// How long the box waits with the message that it is ready for its first certificate, which may need the token.
+const FIRST_CERTIFICATE: Duration = Duration::from_secs(5);
 /// File descriptors besides connections: database, media, log.
 const DESCRIPTORS_RESERVED: u64 = 256;
 
@@ -52,7 +52,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let runtime = runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("sallyport")
-        .max_blocking_threads(BLOCKING_CALLS_MAX + config.limits.login_workers + 8)
+        .max_blocking_threads(
+            BLOCKING_CALLS_MAX + config.limits.login_workers + 2 * TLS_SIGNATURES_AT_ONCE + 8,
+        )
         .build()
         .context("cannot start the worker threads")?;
     let (trigger, shutdown) = shutdown::channel();
@@ -69,10 +71,10 @@ async fn serve(app: Arc<App>, trigger: Trigger) -> anyhow::Result<()> {
     warn_about(&app.config);
     let connections =
         Connections::new(u32::try_from(app.config.limits.connections).unwrap_or(u32::MAX));
-    open_sockets(&app, &connections).await?;
     tokio::spawn(stop_on_signal(trigger)?);
-    tokio::spawn(signer::run(Arc::clone(&app)));
     tokio::spawn(upkeep::run(Arc::clone(&app)));
+    open_sockets(&app, &connections).await?;
+    tokio::spawn(signer::run(Arc::clone(&app)));
     tokio::spawn(feed_watchdog(Arc::clone(&app)));
     notify(NotifyState::Ready);
     log::info!(server_name:% = app.config.server_name, version = env!("CARGO_PKG_VERSION"); "ready");
@@ -87,31 +89,53 @@ async fn serve(app: Arc<App>, trigger: Trigger) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Opens what needs no certificate at once, and the rest as soon as there is one.
 async fn open_sockets(app: &Arc<App>, connections: &Connections) -> anyhow::Result<()> {
-    let tls = if app.config.listeners.iter().any(|listener| listener.tls) {
-        let certificates = Certificates::open(&app.config, (app.clock)())?;
-        if let Some(sha256) = certificates.ca_fingerprint() {
-            log::info!(sha256; "devices must trust the enclave CA in ca.pem");
-        }
-        let acceptor = TlsAcceptor::from(Arc::new(certificates.server_config()?));
-        tokio::spawn(keep_certificate_fresh(Arc::clone(app), certificates));
-        Some(acceptor)
-    } else {
-        None
-    };
+    let mut waiting = Vec::new();
     for listener in &app.config.listeners {
-        let socket = listen::bind(listener).await?;
+        let socket = listen::reserve(listener)?;
         let router = http::router(Arc::clone(app), &listener.apis);
-        let tls = if listener.tls { tls.clone() } else { None };
-        let address = listener.address;
-        log::info!(address:% = address, tls = tls.is_some(); "listening");
-        tokio::spawn(listen::accept_tcp(Arc::clone(app), socket, tls, router, connections.clone()));
+        if listener.tls {
+            waiting.push((listener.address, socket, router));
+            continue;
+        }
+        log::info!(address:% = listener.address, tls = false; "listening");
+        let (app, connections) = (Arc::clone(app), connections.clone());
+        tokio::spawn(listen::accept_tcp(app, socket.listen()?, None, router, connections));
     }
     let socket = listen::bind_unix(&app.config.admin.socket).await?;
     let router = http::admin_router(Arc::clone(app));
     // Not bounded by the clients' connections: an administrator must get in when they are many.
-    let connections = Connections::new(ADMIN_CONNECTIONS);
-    tokio::spawn(listen::accept_unix(Arc::clone(app), socket, router, connections));
+    let admins = Connections::new(ADMIN_CONNECTIONS);
+    tokio::spawn(listen::accept_unix(Arc::clone(app), socket, router, admins));
+    let Some(certificates) = &app.certificates else { return Ok(()) };
+    let tls = certificates.acceptor()?;
+    let certified = timeout(FIRST_CERTIFICATE, certificates.ready()).await;
+    if certified.is_err() {
+        log::error!(
+            "NO CERTIFICATE YET: its key is to be made in the token, which does not answer. Connect the token and look at `sallyctl token status`; \
+             listeners with TLS open as soon as it answers."
+        );
+    }
+    for (address, socket, router) in waiting {
+        let serving = move |app, socket, connections, tls| {
+            log::info!(address:% = address, tls = true; "listening");
+            listen::accept_tcp(app, socket, Some(tls), router, connections)
+        };
+        let (app, connections, tls) = (Arc::clone(app), connections.clone(), tls.clone());
+        if certified.is_ok() {
+            tokio::spawn(serving(app, socket.listen()?, connections, tls));
+            continue;
+        }
+        let certificates = Arc::clone(certificates);
+        tokio::spawn(async move {
+            certificates.ready().await;
+            match socket.listen() {
+                Ok(socket) => serving(app, socket, connections, tls).await,
+                Err(error) => log::error!(error:err = error; "a listener cannot be opened"),
+            }
+        });
+    }
     Ok(())
 }
 
@@ -172,24 +196,6 @@ async fn feed_watchdog(app: Arc<App>) {
             Ok(Ok(_)) => notify(NotifyState::Watchdog),
             Ok(Err(error)) => log::error!(error = error.chain(); "the database does not answer"),
             Err(_) => log::error!("the database does not answer in time"),
-        }
-    }
-}
-
-async fn keep_certificate_fresh(app: Arc<App>, certificates: Arc<Certificates>) {
-    let mut ticks = interval(CERTIFICATE_CHECK);
-    // The first tick comes at once, and the certificate was just looked at.
-    ticks.tick().await;
-    loop {
-        ticks.tick().await;
-        let certificates = Arc::clone(&certificates);
-        let refreshed = app
-            .run(move |app| {
-                certificates.refresh((app.clock)()).map_err(http::error::ApiError::internal)
-            })
-            .await;
-        if let Err(error) = refreshed {
-            log::error!(error = error.chain(); "the serving certificate cannot be renewed");
         }
     }
 }

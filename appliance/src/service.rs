@@ -9,6 +9,7 @@ pub mod activation;
 pub mod attempts;
 pub mod backups;
 pub mod bundle;
+pub mod certificates;
 pub mod clock;
 pub mod ignored;
 pub mod interactive;

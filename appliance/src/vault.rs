@@ -16,7 +16,10 @@ use std::{
 };
 
 use ruma::serde::Base64;
-use sallyport_core::limits::VAULT_BYTES_MAX;
+use sallyport_core::{
+    admin::{BoxKeyPlace, VaultStatus},
+    limits::VAULT_BYTES_MAX,
+};
 use sallyport_hsm::{Health, KeyName, KeyRole, Secret32, Token, seal::unseal};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -54,15 +57,6 @@ impl Name {
             Self::TlsLeaf => "tls-leaf",
         }
     }
-}
-
-/// Where the box key is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holder {
-    /// The service manager gave it.
-    Credential,
-    /// `box.key` in the folder of the box's data.
-    File,
 }
 
 /// Why the vault does not open, or takes nothing in.
@@ -144,7 +138,7 @@ pub enum Error {
 pub struct Vault {
     path: PathBuf,
     data_key: Secret32,
-    holder: Holder,
+    holder: BoxKeyPlace,
     content: Mutex<Content>,
 }
 
@@ -198,7 +192,7 @@ impl Vault {
     fn seal_to(&self, keys: &mut BoxKeys) -> Result<(), Error> {
         let key = keys.preferred_key()?;
         self.change(|content| content.seal_to(&self.data_key, key).map_err(Error::Seal))?;
-        if self.holder == Holder::Credential {
+        if self.holder == BoxKeyPlace::Credential {
             files::remove(&keys.path).map_err(file("remove", &keys.path))?;
         }
         log::warn!(path:% = self.path.display(); "the vault is sealed with another box key than before");
@@ -206,13 +200,19 @@ impl Vault {
     }
 
     /// Where its box key is.
-    pub fn holder(&self) -> Holder {
+    pub fn holder(&self) -> BoxKeyPlace {
         self.holder
     }
 
     /// The token's key that opens it when the box key is lost.
     pub fn wrapped_by(&self) -> Option<KeyName> {
         self.lock().token.as_ref().map(|wrapped| wrapped.key.clone())
+    }
+
+    /// How it is kept.
+    pub fn status(&self) -> VaultStatus {
+        let token_key = self.wrapped_by().map(|key| key.to_string());
+        VaultStatus { box_key: self.holder, token_key }
     }
 
     /// A key that was made with the vault.
@@ -305,8 +305,12 @@ impl BoxKeys {
         Ok(Self { credential, file: read_key(&path)?, path })
     }
 
-    fn open(&self, content: &Content, path: &Path) -> Result<Option<(Secret32, Holder)>, Error> {
-        let keys = [(&self.credential, Holder::Credential), (&self.file, Holder::File)];
+    fn open(
+        &self,
+        content: &Content,
+        path: &Path,
+    ) -> Result<Option<(Secret32, BoxKeyPlace)>, Error> {
+        let keys = [(&self.credential, BoxKeyPlace::Credential), (&self.file, BoxKeyPlace::File)];
         for (key, holder) in keys {
             let Some(key) = key else { continue };
             if let Some(data_key) = content.open_with(key, path)? {
@@ -316,8 +320,8 @@ impl BoxKeys {
         Ok(None)
     }
 
-    fn preferred(&self) -> Holder {
-        if self.credential.is_some() { Holder::Credential } else { Holder::File }
+    fn preferred(&self) -> BoxKeyPlace {
+        if self.credential.is_some() { BoxKeyPlace::Credential } else { BoxKeyPlace::File }
     }
 
     /// The key to seal with; made in its file if there is none.

@@ -8,7 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     client::{self, Box as TheBox},
     command::{
-        approve, audit, bundle, card, ceremony, clock, codes, peer, roster, status, stick, token,
+        approve, audit, bundle, card, ceremony, certificate, clock, codes, peer, roster, status,
+        stick, token,
     },
     output::Output,
     terminal,
@@ -90,6 +91,9 @@ enum Command {
     /// Verify the audit log.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Look at the certificate that the box serves, and have a higher CA vouch for the enclave's.
+    #[command(subcommand)]
+    Certificate(certificate::Command),
     /// Look after the token that holds the box's keys.
     #[command(subcommand)]
     Token(token::Command),
@@ -125,6 +129,7 @@ impl Cli {
             Command::Bundle(command) => command.run(&the_box, &out),
             Command::Approve(command) => command.run(&out),
             Command::Audit(command) => command.run(&the_box, &out),
+            Command::Certificate(command) => command.run(&the_box, &out),
             Command::Token(command) => command.run(&the_box, &out),
             Command::Clock(command) => command.run(&the_box, &out),
             Command::TokenHelper { arguments } => {

@@ -5,6 +5,7 @@ pub(crate) mod audit;
 pub(crate) mod bundle;
 pub(crate) mod card;
 pub(crate) mod ceremony;
+pub(crate) mod certificate;
 pub(crate) mod clock;
 pub(crate) mod codes;
 pub(crate) mod peer;

@@ -20,6 +20,9 @@
 //! | `GET` [`path::BUNDLES`] | | [`PeerBundles`] list |
 //! | `POST` [`path::BUNDLES_EXPORT`]`?peer=NAME` | | the bundle |
 //! | `POST` [`path::BUNDLES_IMPORT`] | a bundle | [`BundleImported`] |
+//! | `GET` [`path::CERTIFICATE`] | | [`CertificateStatus`] |
+//! | `PUT` [`path::CERTIFICATE`] | chain in PEM that a higher CA gave for ours | [`CertificateStatus`] |
+//! | `POST` [`path::CERTIFICATE_REQUEST`]`?of=ca` or `tls` | | request for a certificate (PKCS #10) in PEM |
 //! | `GET` [`path::TOKEN`] | | [`TokenReport`] |
 //! | `POST` [`path::TOKEN_UNLOCK`] | [`Unlock`] | [`TokenReport`] |
 //! | `POST` [`path::CLOCK_ACCEPT`] | | [`Millis`]: the time that counts from now on |
@@ -73,6 +76,10 @@ pub mod path {
     pub const BUNDLES_EXPORT: &str = "/admin/v1/bundles/export";
     /// A bundle of a peer.
     pub const BUNDLES_IMPORT: &str = "/admin/v1/bundles/import";
+    /// The serving certificate and the enclave CA.
+    pub const CERTIFICATE: &str = "/admin/v1/certificate";
+    /// A request to another CA.
+    pub const CERTIFICATE_REQUEST: &str = "/admin/v1/certificate/request";
     /// How the token is.
     pub const TOKEN: &str = "/admin/v1/token";
     /// A PIN for the token.
@@ -149,6 +156,70 @@ pub struct Status {
     pub audit: Tip,
     /// How the token is.
     pub token: TokenReport,
+    /// The serving certificate, if a listener speaks TLS.
+    pub certificate: Option<CertificateStatus>,
+    /// The box's own secrets.
+    pub vault: VaultStatus,
+}
+
+/// The serving certificate and the CA that issued it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// The enclave CA, if it was founded. There is none if the certificate is given as a file.
+    pub ca: Option<CaStatus>,
+    /// Whether a higher CA vouches for the enclave's.
+    pub vouched_for: bool,
+    /// Where the key of the certificate is.
+    pub tls_key: Option<KeyPlace>,
+    /// What clients may call the box.
+    pub names: Vec<String>,
+    /// Until when the certificate is valid.
+    pub not_after: Option<Millis>,
+    /// Why there is no certificate, or why one that no longer fits is served.
+    pub waits: Option<String>,
+}
+
+/// The enclave CA.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaStatus {
+    /// SHA-256 of its certificate as devices show it.
+    pub sha256: String,
+    /// Where its key is.
+    pub key: KeyPlace,
+}
+
+/// Where a key is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "in", rename_all = "kebab-case")]
+pub enum KeyPlace {
+    /// In the token.
+    Token {
+        /// Its name there.
+        key: String,
+    },
+    /// In the box's vault.
+    Vault,
+    /// In a file, where it can be copied.
+    File,
+}
+
+/// How the box's own secrets are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VaultStatus {
+    /// What every start opens it with.
+    pub box_key: BoxKeyPlace,
+    /// The token's key that opens it when the box key is lost.
+    pub token_key: Option<String>,
+}
+
+/// Where the box key is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BoxKeyPlace {
+    /// The service manager gives it.
+    Credential,
+    /// In a file beside the vault.
+    File,
 }
 
 /// How many accounts there are.

@@ -37,6 +37,8 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
                 roster: read.last_roster()?,
                 audit: read.audit_tip()?,
                 token,
+                certificate: app.certificates.as_ref().and_then(|tls| tls.status().ok()),
+                vault: app.vault.status(),
             })
         })
     });

@@ -62,27 +62,55 @@ const ROLES: [(KeyRole, KeyKind); 3] = [
 /// If the token or the database fails; asking again goes on where it stopped.
 pub fn ensure(store: &Store, token: &dyn Token, now: Millis) -> Result<(), Error> {
     for (role, kind) in ROLES {
-        if current(store, role)?.is_some() {
-            continue;
-        }
-        let name = match token.keys()?.into_iter().find(|name| name.role() == role) {
-            Some(name) => name,
-            // Now that the token has listed its keys it knows what it can do.
-            None => token.generate(role, token.kind_for(role).unwrap_or(kind))?,
-        };
-        let public = token.public_key(&name)?;
-        let key = OwnKey {
-            name: name.to_string(),
-            role: role.as_str().to_owned(),
-            algorithm: public.algorithm().as_str().to_owned(),
-            public: public.as_bytes().to_vec(),
-            created: now,
-            retired: None,
-        };
-        store.write(move |write| write.insert_own_key(&key))?;
-        log::info!(key:% = name; "the box has a new key");
+        ensure_one(store, token, role, kind, now)?;
     }
     Ok(())
+}
+
+/// The key of a role that is in use. If the box has none, it is made, or one that the token has already is adopted.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_one(
+    store: &Store,
+    token: &dyn Token,
+    role: KeyRole,
+    kind: KeyKind,
+    now: Millis,
+) -> Result<Current, Error> {
+    if let Some(current) = current(store, role)? {
+        return Ok(current);
+    }
+    let name = match token.keys()?.into_iter().find(|name| name.role() == role) {
+        Some(name) => name,
+        // Now that the token has listed its keys it knows what it can do.
+        None => token.generate(role, token.kind_for(role).unwrap_or(kind))?,
+    };
+    let public = token.public_key(&name)?;
+    let key = OwnKey {
+        name: name.to_string(),
+        role: role.as_str().to_owned(),
+        algorithm: public.algorithm().as_str().to_owned(),
+        public: public.as_bytes().to_vec(),
+        created: now,
+        retired: None,
+    };
+    let current = Current { name, key: key.clone() };
+    store.write(move |write| write.insert_own_key(&key))?;
+    log::info!(key:% = current.name; "the box has a new key");
+    Ok(current)
+}
+
+/// The key of this name, whether it is in use or was replaced.
+///
+/// # Errors
+/// [`Error::None`] if the box never had it.
+pub fn named(store: &Store, name: &KeyName) -> Result<Current, Error> {
+    let text = name.to_string();
+    let keys = store.read(|read| read.own_keys(name.role().as_str()))?;
+    let key = keys.into_iter().find(|key| key.name == text);
+    let key = key.ok_or_else(|| Error::None(name.role()))?;
+    Ok(Current { name: name.clone(), key })
 }
 
 /// The key of a role that is in use, if there is one.

@@ -32,6 +32,8 @@ pub struct Metrics {
     pub unsigned_events: Gauge,
     token_seconds: Histogram,
     token_mode: Family<ModeLabels, Gauge>,
+    /// Handshakes that the token signed.
+    pub tls_signatures: Counter,
     /// Clients that wait in `/sync`.
     pub sync_waiters: Gauge,
     /// Open connections.
@@ -70,6 +72,7 @@ impl Metrics {
             unsigned_events: Gauge::default(),
             token_seconds: seconds(),
             token_mode: Family::default(),
+            tls_signatures: Counter::default(),
             sync_waiters: Gauge::default(),
             connections: Gauge::default(),
         };
@@ -83,6 +86,7 @@ impl Metrics {
         registry.register("http_requests", "Requests answered", self.requests.clone());
         registry.register_with_unit("http_request", "Time to answer a request", Unit::Seconds, self.request_seconds.clone());
         registry.register("http_connections", "Open connections", self.connections.clone());
+        registry.register("tls_signatures", "TLS handshakes that the token signed", self.tls_signatures.clone());
         registry.register("sync_waiters", "Clients that wait in /sync", self.sync_waiters.clone());
         registry.register("store_write_group_size", "Commands per commit", self.write_group_size.clone());
         registry.register_with_unit("store_write_group", "Time of a commit", Unit::Seconds, self.write_group_seconds.clone());

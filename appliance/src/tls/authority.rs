@@ -1,4 +1,4 @@
-//! The enclave CA and the serving certificate that it issues.
+//! The enclave CA: founded once, with a key in the token, or in a file where no token is configured.
 
 use std::{
     fs, io,
@@ -7,18 +7,28 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    NameConstraints,
+    NameConstraints, PublicKeyData,
 };
 use ring::digest;
 use ruma::ServerName;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use sallyport_core::time::Millis;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use sallyport_core::{
+    limits::CERTIFICATES_BYTES_MAX,
+    sign::{KeyRole, SigningRequest},
+    time::Millis,
+};
+use sallyport_hsm::KeyName;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
-use super::{BACKDATED, Error, LEAF_VALIDITY, Pair, RENEW_BEFORE};
+use super::{
+    BACKDATED, Error, Keys, LEAF_VALIDITY,
+    key::{Asked, SecretPem, TokenKey},
+};
 use crate::files::{self, Readers};
 
 /// How long the CA is valid: longer than a box is in use, because devices must trust a new one
@@ -38,62 +48,124 @@ const PRIVATE_ADDRESSES: [(IpAddr, u8); 9] = [
     (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
 ];
 
-/// The enclave CA.
-#[derive(Debug)]
+/// The enclave CA, once it is founded.
 pub(super) struct Authority {
-    folder: PathBuf,
     organization: String,
     certificate: CertificateDer<'static>,
-    issuer: Issuer<'static, KeyPair>,
+    /// What stands after the box's certificate: the CA's own, or the chain that a higher CA gave for it.
+    chain: Vec<CertificateDer<'static>>,
+    key: CaKey,
+}
+
+/// Where the CA's key is.
+enum CaKey {
+    File(Box<KeyPair>),
+    Token(KeyName),
 }
 
 /// `tls/ca.json`: the CA in one file, so that no crash can part key and certificate.
 #[derive(Serialize, Deserialize)]
 struct StoredAuthority {
     certificate: String,
-    key: String,
+    /// The private key, if no token was configured when the CA was founded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<SecretPem>,
+    /// Name of the key in the token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token_key: Option<KeyName>,
     /// What the CA may certify besides private addresses.
     permitted: Vec<String>,
+    /// The chain that a higher CA gave for ours, ours first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    chain: Vec<String>,
 }
 
-/// `tls/leaf.json`: the serving certificate with what decides whether it still fits.
-#[derive(Serialize, Deserialize)]
-struct StoredLeaf {
-    certificate: String,
-    key: String,
-    names: Vec<String>,
-    not_before: Millis,
-    not_after: Millis,
-    ca_fingerprint: String,
+/// Who signs what is asked for in this moment.
+enum Signing {
+    File,
+    Token(TokenKey),
 }
 
 impl Authority {
-    /// Loads the CA, or founds it for the given names if this is the first start.
-    pub(super) fn open(
+    /// Loads the CA, if it was founded.
+    pub(super) fn load(
         data_dir: &Path,
         server_name: &ServerName,
         names: &[String],
+    ) -> Result<Option<Self>, Error> {
+        let path = path(data_dir);
+        let Some(stored) = read(&path)? else { return Ok(None) };
+        check_permitted(&stored.permitted, names, &path)?;
+        let pem = |text: &String| CertificateDer::from_pem_slice(text.as_bytes());
+        let certificate = pem(&stored.certificate).map_err(damaged(&path))?;
+        let chain: Result<Vec<_>, _> = stored.chain.iter().map(pem).collect();
+        let mut chain = chain.map_err(damaged(&path))?;
+        if chain.is_empty() {
+            chain.push(certificate.clone());
+        }
+        let key = match (&stored.key, stored.token_key) {
+            (_, Some(name)) => CaKey::Token(name),
+            (Some(key), None) => {
+                CaKey::File(Box::new(KeyPair::from_pem(key.expose()).map_err(damaged(&path))?))
+            }
+            (None, None) => return Err(damaged(&path)(rcgen::Error::CouldNotParseKeyPair)),
+        };
+        publish(&data_dir.join("ca.pem"), &stored.certificate)?;
+        let organization = server_name.as_str().to_owned();
+        Ok(Some(Self { organization, certificate, chain, key }))
+    }
+
+    /// Founds the CA for the given names: with a key in the token, or, if none is configured, in the file.
+    pub(super) fn found(
+        data_dir: &Path,
+        server_name: &ServerName,
+        names: &[String],
+        keys: &Keys<'_>,
         now: Millis,
     ) -> Result<Self, Error> {
-        let folder = data_dir.join("tls");
-        fs::create_dir_all(&folder).map_err(file("make", &folder))?;
-        let path = folder.join("ca.json");
-        let organization = server_name.as_str().to_owned();
-        let stored = match read::<StoredAuthority>(&path)? {
-            Some(stored) => stored,
+        let path = path(data_dir);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(file("make", folder))?;
+        }
+        let params = constrained(server_name.as_str(), names, now);
+        let stored = match keys.make(KeyRole::Ca, now)? {
+            Some(key) => {
+                let asked = Asked::new(&key, SigningRequest::Certificate);
+                let certificate = match params.self_signed(&asked) {
+                    Ok(certificate) => certificate.pem(),
+                    Err(error) => return Err(asked.error(error)),
+                };
+                let (key, token_key) = (None, Some(key.name().clone()));
+                StoredAuthority {
+                    certificate,
+                    key,
+                    token_key,
+                    permitted: names.to_vec(),
+                    chain: vec![],
+                }
+            }
             None => {
-                let stored = found(&organization, names, now).map_err(Error::Issue)?;
-                write(&path, &stored)?;
-                stored
+                let key = KeyPair::generate().map_err(Error::Issue)?;
+                let certificate = params.self_signed(&key).map_err(Error::Issue)?.pem();
+                let key = Some(SecretPem::of(&key));
+                StoredAuthority {
+                    certificate,
+                    key,
+                    token_key: None,
+                    permitted: names.to_vec(),
+                    chain: vec![],
+                }
             }
         };
-        check_permitted(&stored.permitted, names, &path)?;
-        let key = KeyPair::from_pem(&stored.key).map_err(damaged(&path))?;
-        let certificate = CertificateDer::from_pem_slice(stored.certificate.as_bytes())
-            .map_err(damaged(&path))?;
-        publish(&data_dir.join("ca.pem"), &stored.certificate)?;
-        let issuer = Issuer::new(parameters(&organization), key);
-        Ok(Self { folder, organization, certificate, issuer })
+        write(&path, &stored)?;
+        let place = if stored.key.is_some() { "file" } else { "token" };
+        log::info!(key = place; "the enclave CA is founded");
+        let missing = || Error::File {
+            action: "find again",
+            path: path.clone(),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        Self::load(data_dir, server_name, names)?.ok_or_else(missing)
     }
 
     /// SHA-256 of the certificate, in pairs of hexadecimal digits.
@@ -103,55 +175,129 @@ impl Authority {
         pairs.collect::<Vec<_>>().join(":")
     }
 
-    /// The serving certificate: the stored one while it fits, else a new one.
-    pub(super) fn leaf(&self, names: &[String], now: Millis) -> Result<Pair, Error> {
-        let path = self.folder.join("leaf.json");
-        let stored = match read::<StoredLeaf>(&path)? {
-            Some(stored) if self.fits(&stored, names, now) => stored,
-            _ => {
-                let stored = self.issue(names, now).map_err(Error::Issue)?;
-                write(&path, &stored)?;
-                stored
-            }
-        };
-        let leaf = CertificateDer::from_pem_slice(stored.certificate.as_bytes())
-            .map_err(damaged(&path))?;
-        let key = PrivateKeyDer::from_pem_slice(stored.key.as_bytes()).map_err(damaged(&path))?;
-        Ok((vec![leaf, self.certificate.clone()], key))
+    /// The CA's own certificate.
+    pub(super) fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
     }
 
-    fn fits(&self, leaf: &StoredLeaf, names: &[String], now: Millis) -> bool {
-        leaf.names == names
-            && leaf.ca_fingerprint == self.fingerprint()
-            && leaf.not_before <= now
-            && now.plus(RENEW_BEFORE) < leaf.not_after
+    /// What is served after the box's certificate.
+    pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
     }
 
-    fn issue(&self, names: &[String], now: Millis) -> Result<StoredLeaf, rcgen::Error> {
-        let key = KeyPair::generate()?;
-        let mut leaf = CertificateParams::new(names.to_vec())?;
+    /// Whether a higher CA vouches for this one.
+    pub(super) fn is_vouched_for(&self) -> bool {
+        self.chain.first() != Some(&self.certificate)
+    }
+
+    /// The key in the token; `None` if the file has it.
+    pub(super) fn token_key(&self) -> Option<&KeyName> {
+        match &self.key {
+            CaKey::File(_) => None,
+            CaKey::Token(name) => Some(name),
+        }
+    }
+
+    /// A certificate for the box with this key, in PEM, and from when until when it is valid.
+    pub(super) fn issue(
+        &self,
+        names: &[String],
+        key: &impl PublicKeyData,
+        keys: &Keys<'_>,
+        now: Millis,
+    ) -> Result<(String, Millis, Millis), Error> {
+        let mut leaf = CertificateParams::new(names.to_vec()).map_err(Error::Issue)?;
         leaf.distinguished_name = subject("Sallyport", &self.organization);
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         leaf.use_authority_key_identifier_extension = true;
         let (not_before, not_after) = validity(&mut leaf, now, LEAF_VALIDITY);
-        Ok(StoredLeaf {
-            certificate: leaf.signed_by(&key, &self.issuer)?.pem(),
-            key: key.serialize_pem(),
-            names: names.to_vec(),
-            not_before,
-            not_after,
-            ca_fingerprint: self.fingerprint(),
-        })
+        let issuer = parameters(&self.organization);
+        let certificate = match (&self.key, self.signing(keys)?) {
+            (_, Signing::Token(key_of_ca)) => {
+                let asked = Asked::new(&key_of_ca, SigningRequest::Certificate);
+                let signed = leaf.signed_by(key, &Issuer::new(issuer, &asked));
+                signed.map_err(|error| asked.error(error))?
+            }
+            (CaKey::File(pair), Signing::File) => {
+                leaf.signed_by(key, &Issuer::new(issuer, &**pair)).map_err(Error::Issue)?
+            }
+            (CaKey::Token(name), Signing::File) => return Err(Error::NoToken(name.clone())),
+        };
+        Ok((certificate.pem(), not_before, not_after))
+    }
+
+    /// Asks a higher CA for a certificate of this one, in PEM (PKCS #10).
+    pub(super) fn request(&self, keys: &Keys<'_>) -> Result<String, Error> {
+        let params = parameters(&self.organization);
+        match (&self.key, self.signing(keys)?) {
+            (_, Signing::Token(key)) => requested(&params, &key, SigningRequest::CaRequest),
+            (CaKey::File(pair), Signing::File) => {
+                let request = params.serialize_request(&**pair).map_err(Error::Issue)?;
+                request.pem().map_err(Error::Issue)
+            }
+            (CaKey::Token(name), Signing::File) => Err(Error::NoToken(name.clone())),
+        }
+    }
+
+    fn signing(&self, keys: &Keys<'_>) -> Result<Signing, Error> {
+        match &self.key {
+            CaKey::File(_) => Ok(Signing::File),
+            CaKey::Token(name) => keys.of(name).map(Signing::Token),
+        }
     }
 }
 
-fn found(
+/// A request for a certificate of a server, in PEM (PKCS #10).
+pub(super) fn server_request(
     organization: &str,
     names: &[String],
-    now: Millis,
-) -> Result<StoredAuthority, rcgen::Error> {
-    let key = KeyPair::generate()?;
+    key: &TokenKey,
+) -> Result<String, Error> {
+    let mut params = CertificateParams::new(names.to_vec()).map_err(Error::Issue)?;
+    params.distinguished_name = subject("Sallyport", organization);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    requested(&params, key, SigningRequest::TlsRequest)
+}
+
+fn requested(
+    params: &CertificateParams,
+    key: &TokenKey,
+    request: fn(Vec<u8>) -> SigningRequest,
+) -> Result<String, Error> {
+    let asked = Asked::new(key, request);
+    match params.serialize_request(&asked) {
+        Ok(request) => request.pem().map_err(Error::Issue),
+        Err(error) => Err(asked.error(error)),
+    }
+}
+
+/// Keeps the chain that a higher CA gave for ours. What it is worth was checked before.
+pub(super) fn keep_chain(data_dir: &Path, chain: &[CertificateDer<'static>]) -> Result<(), Error> {
+    let path = path(data_dir);
+    let mut stored: StoredAuthority = read(&path)?.ok_or(Error::NoAuthority)?;
+    stored.chain = chain.iter().map(|certificate| pem(certificate)).collect();
+    write(&path, &stored)
+}
+
+fn path(data_dir: &Path) -> PathBuf {
+    data_dir.join("tls").join("ca.json")
+}
+
+fn pem(certificate: &CertificateDer<'_>) -> String {
+    let body = STANDARD.encode(certificate);
+    let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    for line in body.as_bytes().chunks(64) {
+        text.push_str(&String::from_utf8_lossy(line));
+        text.push('\n');
+    }
+    text.push_str("-----END CERTIFICATE-----\n");
+    text
+}
+
+/// The CA's own certificate, before it is signed.
+fn constrained(organization: &str, names: &[String], now: Millis) -> CertificateParams {
     let mut ca = parameters(organization);
     validity(&mut ca, now, CA_VALIDITY);
     let given = names.iter().map(|name| match name.parse() {
@@ -165,11 +311,7 @@ fn found(
         permitted_subtrees: given.chain(private).collect(),
         excluded_subtrees: Vec::new(),
     });
-    Ok(StoredAuthority {
-        certificate: ca.self_signed(&key)?.pem(),
-        key: key.serialize_pem(),
-        permitted: names.to_vec(),
-    })
+    ca
 }
 
 /// What founding the CA and issuing with it have in common.
@@ -238,16 +380,14 @@ fn publish(path: &Path, certificate: &str) -> Result<(), Error> {
     files::replace(path, certificate.as_bytes(), Readers::All).map_err(file("write", path))
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
-    match fs::read(path) {
-        Ok(content) => serde_json::from_slice(&content).map(Some).map_err(damaged(path)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(file("read", path)(error)),
-    }
+fn read(path: &Path) -> Result<Option<StoredAuthority>, Error> {
+    let content = files::read(path, CERTIFICATES_BYTES_MAX).map_err(file("read", path))?;
+    content.map(|content| serde_json::from_slice(&content).map_err(damaged(path))).transpose()
 }
 
-fn write(path: &Path, content: &impl Serialize) -> Result<(), Error> {
+fn write(path: &Path, content: &StoredAuthority) -> Result<(), Error> {
     let content = serde_json::to_vec_pretty(content).map_err(damaged(path))?;
+    let content = Zeroizing::new(content);
     files::replace(path, &content, Readers::None).map_err(file("write", path))
 }
 

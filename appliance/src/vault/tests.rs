@@ -55,7 +55,7 @@ fn mac(vault: &Vault) -> [u8; 32] {
 fn a_start_without_any_token_opens_everything() {
     let fixture = Fixture::new();
     let first = fixture.open().unwrap();
-    assert_eq!(first.holder(), Holder::File);
+    assert_eq!(first.holder(), BoxKeyPlace::File);
     assert_eq!(first.wrapped_by(), None);
     assert!(first.get(Name::TlsLeaf).unwrap().is_none());
     first.put(Name::TlsLeaf, b"certificate").unwrap();
@@ -89,7 +89,7 @@ fn the_service_managers_key_takes_the_place_of_the_file() {
     let fixture = Fixture::new();
     let first = mac(&fixture.open().unwrap());
     let sealed = fixture.open_with_credential(&[7; 32]).unwrap();
-    assert_eq!((mac(&sealed), sealed.holder()), (first, Holder::Credential));
+    assert_eq!((mac(&sealed), sealed.holder()), (first, BoxKeyPlace::Credential));
     assert!(!fixture.path("box.key").exists());
     assert_eq!(mac(&fixture.open_with_credential(&[7; 32]).unwrap()), first);
 

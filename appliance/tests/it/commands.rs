@@ -15,7 +15,7 @@ use sallyport::{
     app::App,
     http::admin_router,
     listen::PeerUser,
-    service::{activation, bundle, clock, order::Order, peers, roster, token},
+    service::{activation, bundle, certificates, clock, order::Order, peers, roster, token},
     telemetry::chain,
 };
 use sallyport_core::{
@@ -112,6 +112,13 @@ fn pair() -> (Enclave, Enclave, PathBuf) {
     (alpha, bravo, bundle)
 }
 
+/// The certificate of an enclave's CA, which vouches for itself.
+fn ca_of(enclave: &Enclave) -> Vec<u8> {
+    let app = &enclave.app;
+    app.certificates.as_ref().unwrap().refresh(&app.store, NOW).unwrap();
+    fs::read(app.config.data_dir.join("ca.pem")).unwrap()
+}
+
 /// The commands that change something, each with the rows that it leaves: action and subject.
 fn commands(
     alpha: &Enclave,
@@ -154,6 +161,17 @@ fn commands(
             vec![("activation.renew", "@alice:alpha.test".to_owned())],
         ),
         (post(path::CLOCK_ACCEPT, b""), vec![("clock.accept", NOW.0.to_string())]),
+        (
+            post(&format!("{}?of=ca", path::CERTIFICATE_REQUEST), b""),
+            vec![("certificate.request", "ca".to_owned())],
+        ),
+        (
+            Command::new(Method::PUT, path::CERTIFICATE, ca_of(alpha)),
+            vec![
+                ("certificate.install", Sha256::of(&ca_of(alpha)).to_string()),
+                ("certificate.installed", Sha256::of(&ca_of(alpha)).to_string()),
+            ],
+        ),
         (
             post(path::TOKEN_UNLOCK, br#"{"pin":"1234"}"#),
             vec![("token.unlock", none()), ("token.unlocked", none())],
@@ -234,6 +252,12 @@ async fn a_command_that_fails_leaves_a_row_that_says_so() {
             "activation.renew.failed",
             String::new(),
             "bob is not an active account",
+        ),
+        (
+            Command::new(Method::PUT, path::CERTIFICATE, b"x".to_vec()),
+            "certificate.install.failed",
+            hash(b"x"),
+            "there is none in the file",
         ),
         (post(EXPORT, b""), "bundle.export.failed", "bravo.test".to_owned(), "is not a peer"),
         (post(path::BUNDLES_IMPORT, b"x"), "bundle.import.failed", hash(b"x"), "not accepted"),
@@ -338,6 +362,22 @@ impl Scene {
         ]
     }
 
+    fn certificates(&self) -> Vec<Attempt<'_>> {
+        let alpha = &self.alpha;
+        let (app, store) = (&alpha.app, &alpha.app.store);
+        vec![(
+            "certificate.install",
+            Box::new(move |order| {
+                let tls = app.certificates.as_ref().unwrap();
+                said(certificates::install(store, tls, &ca_of(alpha), order))
+            }),
+            Box::new(move || {
+                ca_of(alpha);
+                fs::read_to_string(app.config.data_dir.join("tls/ca.json")).unwrap()
+            }),
+        )]
+    }
+
     fn bundles(&self) -> Vec<Attempt<'_>> {
         let Self { alpha, bundle, .. } = self;
         let (app, store, peer) = (&alpha.app, &alpha.app.store, server_name!("bravo.test"));
@@ -370,7 +410,8 @@ fn what_cannot_be_recorded_is_not_done() {
     let roster = roster_of(&alpha);
     let scene = Scene { alpha, bravo, bundle, roster };
     let app = &scene.alpha.app;
-    for (name, attempt, shows) in scene.cards_and_accounts().into_iter().chain(scene.bundles()) {
+    let attempts = [scene.cards_and_accounts(), scene.certificates(), scene.bundles()];
+    for (name, attempt, shows) in attempts.into_iter().flatten() {
         let (before, tip_before) = (shows(), tip(app));
         let error = attempt(&unrecordable()).unwrap_err();
         assert!(error.contains("the row for the audit log has"), "{name}: {error}");

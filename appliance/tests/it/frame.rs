@@ -216,8 +216,8 @@ async fn a_folder_serves_one_box() {
     let folder = tempfile::tempdir().unwrap();
     let first = app(folder.path());
     let config = first.config.clone();
-    let open = || App::open(config.clone(), first.clock, first.shutdown.clone());
-    assert!(matches!(open(), Err(app::Error::Occupied { .. })));
+    let second = App::open(config, first.clock, first.shutdown.clone());
+    assert!(matches!(second, Err(app::Error::Occupied { .. })));
 }
 
 #[tokio::test]

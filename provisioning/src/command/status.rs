@@ -1,10 +1,11 @@
 //! `sallyctl status`: how the box is.
 
 use sallyport_core::{
-    admin::{Status, TokenReport, TokenStatus, path},
+    admin::{BoxKeyPlace, CertificateStatus, Status, TokenReport, TokenStatus, VaultStatus, path},
     custody::Mode,
 };
 
+use super::certificate;
 use crate::{
     client::Box as TheBox,
     output::{self, Output},
@@ -26,6 +27,7 @@ fn text(status: &Status) -> String {
     } else {
         format!("row {}, hash {}", status.audit.id, status.audit.hash)
     };
+    let nothing = || "none: no listener speaks TLS".to_owned();
     let mut pairs = vec![
         ("enclave", status.server_name.to_string()),
         ("version", status.version.clone()),
@@ -41,6 +43,9 @@ fn text(status: &Status) -> String {
         ("token", token_text(&status.token.state)),
     ];
     pairs.extend(custody(&status.token).map(|(key, mode)| (key, with_meaning(mode))));
+    let certificate = status.certificate.as_ref().map_or_else(nothing, certificate_text);
+    pairs.push(("certificate", certificate));
+    pairs.push(("secrets", vault_text(&status.vault)));
     pairs.push(("audit log", audit));
     output::pairs(&pairs)
 }
@@ -62,6 +67,28 @@ pub(super) fn report_text(report: &TokenReport) -> String {
         text += &format!("\n{key}, {}\n", mode.explained().join("\n  "));
     }
     text
+}
+
+fn certificate_text(status: &CertificateStatus) -> String {
+    let until = match status.not_after {
+        Some(not_after) => format!("valid until {}", output::time(not_after)),
+        None => "NONE YET, nobody can connect with TLS".to_owned(),
+    };
+    let ca = status.ca.as_ref();
+    let key = ca.map(|ca| format!("; the CA's key is {}", certificate::place(&ca.key)));
+    let waits = status.waits.as_ref().map(|waits| format!("; WAITS: {waits}"));
+    [until, key.unwrap_or_default(), waits.unwrap_or_default()].concat()
+}
+
+fn vault_text(vault: &VaultStatus) -> String {
+    let box_key = match vault.box_key {
+        BoxKeyPlace::Credential => "sealed with the credential of this box",
+        BoxKeyPlace::File => "sealed with box.key, a file beside them",
+    };
+    match &vault.token_key {
+        Some(key) => format!("{box_key}; should that be lost, the token opens them with {key}"),
+        None => format!("{box_key}; NO TOKEN can open them should that be lost"),
+    }
 }
 
 /// How the token is, in one line.

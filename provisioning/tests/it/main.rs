@@ -25,7 +25,7 @@ fn help_leads_through_the_first_day() {
     let desk = Desk::new();
     let help = desk.run("--help").ok();
     for line in [
-        "roster    Make, sign, check and import rosters",
+        "Make, sign, check and import rosters",
         "A first day, step by step:",
         "3 the box does not answer",
     ] {
