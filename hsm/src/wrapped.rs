@@ -124,7 +124,7 @@ pub(crate) fn seal(
     Ok(wrapped)
 }
 
-/// Opens what [`seal`] made; `key` gives the key for the capsule.
+/// Opens what [`seal()`] made; `key` gives the key for the capsule.
 pub(crate) fn open(
     name: &KeyName,
     wrapped: &[u8],
