@@ -166,6 +166,12 @@ pub enum TokenConfig {
         /// Sessions that work at once: more than one for a token behind a network.
         #[serde(default)]
         sessions: Sessions,
+        /// Whether the module may use the network, as that of a network HSM must.
+        #[serde(default)]
+        network: bool,
+        /// Folders that the module may write to, beside devices: SoftHSM2 its folder of tokens, others their log.
+        #[serde(default)]
+        writable: Vec<PathBuf>,
     },
     /// A token behind a PKCS#11 module in a process that a service manager starts, so that it can be another user's. Module and
     /// token are named in the command line there.
@@ -222,12 +228,16 @@ pub fn open(
             environment,
             mode,
             sessions,
+            network,
+            writable,
         } => {
             let token = ServedToken {
                 module: module.clone(),
                 label: token_label.clone(),
                 serial: token_serial.clone(),
                 sessions: *sessions,
+                network: *network,
+                writable: writable.clone(),
             };
             let environment = environment.clone();
             start(HelperPlace::Child { program, token, environment }, pin, *timeout_ms, *mode)

@@ -12,8 +12,9 @@ mod load;
 mod scenes;
 mod signing;
 mod table;
+mod token;
 
-use std::{env, net::SocketAddr, process::ExitCode};
+use std::{env, net::SocketAddr, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 
@@ -35,6 +36,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<bool> {
+    let arguments: Vec<_> = env::args_os().skip(1).collect();
+    if let [measure, folder] = arguments.as_slice()
+        && measure == token::MEASURE
+    {
+        return token::measure(Path::new(folder)).map(|()| true);
+    }
     let only = env::var("ONLY").unwrap_or_default();
     let wanted: Vec<&str> = only.split_whitespace().collect();
     let peer: Option<SocketAddr> = env::var("PEER")

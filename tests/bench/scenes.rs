@@ -22,6 +22,7 @@ use crate::{
     load::{self, Outcome, Until},
     signing,
     table::{Table, Target},
+    token,
 };
 
 /// Something to measure.
@@ -55,6 +56,7 @@ impl Scene {
     pub(crate) const ALL: &[Self] = &[
         Self { name: "send", what: "messages into one room", run: send },
         Self { name: "signing", what: "slow and absent tokens", run: signing },
+        Self { name: "token", what: "the token's process", run: |table, _| token::token(table) },
         Self { name: "memory", what: "memory of an idle box", run: memory },
         Self { name: "start", what: "cold start", run: start },
         Self { name: "roster", what: "roster", run: exchange::roster },

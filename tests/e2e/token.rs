@@ -92,6 +92,27 @@ fn a_wrong_pin_is_tried_once_and_local_chat_goes_on() -> Result<()> {
 }
 
 #[test]
+fn a_box_whose_pin_a_person_gives_serves_its_people_until_then() -> Result<()> {
+    let mut scene = Scene::new()?;
+    scene.enclave.stop()?;
+    let configuration = scene.enclave.plan().configuration();
+    let text = fs::read_to_string(&configuration)?;
+    let source = format!("file:{}", scene.enclave.plan().pin_file().display());
+    ensure!(text.contains(&source), "no PIN is configured: {text}");
+    fs::write(&configuration, text.replace(&source, "ask"))?;
+    scene.enclave.start()?;
+    let says = scene.token_becomes("LOCKED")?;
+    ensure!(says.contains("sallyctl token unlock"), "nobody is told what to do: {says}");
+    scene.chat()?;
+    let path = format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=1", scene.room);
+    let read = scene.alice.get(&path)?;
+    ensure!(read.to_string().contains("still here"), "alice reads {read}");
+    scene.enclave.desk().sallyctl_answering(&["token", "unlock"], &format!("{PIN}\n"))?;
+    scene.token_becomes("ready")?;
+    scene.chat()
+}
+
+#[test]
 fn a_token_that_vanishes_stops_no_chat_and_comes_back_by_itself() -> Result<()> {
     let mut scene = Scene::new()?;
     scene.enclave.stop()?;

@@ -135,10 +135,11 @@ impl Plan {
                 format!("kind = \"software\"\npath = \"{}\"\ndelay_ms = {delay_ms}", path.display())
             }
             Token::SoftHsm => format!(
-                "kind = \"pkcs11\"\nmodule = \"{}\"\ntoken_label = \"{}\"\npin = \"file:{}\"\nmode = \"{}\"",
+                "kind = \"pkcs11\"\nmodule = \"{}\"\ntoken_label = \"{}\"\npin = \"file:{}\"\nwritable = [\"{}\"]\nmode = \"{}\"",
                 crate::softhsm::MODULE,
                 self.name,
                 self.pin_file().display(),
+                self.folder.join("softhsm").display(),
                 self.token_mode,
             ),
         };

@@ -11,7 +11,10 @@
 use std::{
     fmt, fs,
     io::{self, Write as _},
+    net::UdpSocket,
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
+    process::Command,
     str::FromStr,
     time::Duration,
 };
@@ -22,6 +25,12 @@ pub mod module;
 pub const REAL: &str = "SALLYPORT_FAULTS_REAL";
 /// The environment variable with the folder of the orders.
 pub const ORDERS: &str = "SALLYPORT_FAULTS_ORDERS";
+
+/// What somebody types at the PIN pad of [`Fault::PinPad`].
+pub const PAD_PIN: &str = "correct horse";
+
+/// The file in which the module says what it succeeded in.
+const ESCAPES: &str = "escapes";
 
 /// The file of an order to hide mechanisms.
 const HIDDEN: &str = "hidden";
@@ -89,6 +98,10 @@ pub enum Fault {
     FinalTry,
     /// `C_GetTokenInfo` gives another serial number: somebody put another token in.
     OtherSerial,
+    /// `C_GetTokenInfo` tells of a PIN pad, at which somebody types [`PAD_PIN`] when `C_Login` is called without a PIN.
+    PinPad,
+    /// The module tries to get out of its process, and leaves word of what succeeded ([`Orders::escapes`]).
+    Escape,
 }
 
 impl fmt::Display for Fault {
@@ -102,6 +115,8 @@ impl fmt::Display for Fault {
             Self::SwapHandles => f.write_str("swap-handles"),
             Self::FinalTry => f.write_str("final-try"),
             Self::OtherSerial => f.write_str("other-serial"),
+            Self::PinPad => f.write_str("pin-pad"),
+            Self::Escape => f.write_str("escape"),
         }
     }
 }
@@ -125,6 +140,8 @@ impl FromStr for Fault {
             "swap-handles" => Self::SwapHandles,
             "final-try" => Self::FinalTry,
             "other-serial" => Self::OtherSerial,
+            "pin-pad" => Self::PinPad,
+            "escape" => Self::Escape,
             _ => return Err(UnknownFault),
         })
     }
@@ -192,6 +209,30 @@ impl Orders {
     pub fn calls(&self, function: Function) -> usize {
         let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
         log.lines().filter(|line| *line == function.name()).count()
+    }
+
+    /// What a module succeeded in when it was told to escape; `None` if it was not told, or could not leave word.
+    #[must_use]
+    pub fn escapes(&self) -> Option<Vec<String>> {
+        let text = fs::read_to_string(self.folder.join(ESCAPES)).ok()?;
+        Some(text.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// The module's side: tries what a hostile one would.
+    fn escape(&self) -> io::Result<()> {
+        let beside = self.folder.with_file_name("escaped");
+        let attempts = [
+            ("network", UdpSocket::bind("127.0.0.1:0").is_ok()),
+            ("network6", UdpSocket::bind("[::1]:0").is_ok()),
+            ("daemons", UnixDatagram::unbound().is_ok()),
+            ("program", Command::new("true").status().is_ok()),
+            ("files", fs::write(&beside, "").is_ok()),
+            ("folders", fs::create_dir(beside.with_extension("d")).is_ok()),
+            ("orders", fs::write(self.folder.join("draft"), "").is_ok()),
+        ];
+        let done: Vec<_> =
+            attempts.iter().filter(|(_, done)| *done).map(|(what, _)| *what).collect();
+        fs::write(self.folder.join(ESCAPES), done.join(" "))
     }
 
     /// The module's side: notes a call, and gives the fault that is ordered for it.

@@ -13,11 +13,12 @@ use std::{
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_BBOOL, CK_BYTE, CK_FUNCTION_LIST, CK_MECHANISM, CK_MECHANISM_INFO,
     CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_TOKEN_INFO,
-    CK_ULONG, CK_USER_TYPE, CK_UTF8CHAR, CKF_USER_PIN_FINAL_TRY, CKR_BUFFER_TOO_SMALL,
-    CKR_FUNCTION_NOT_SUPPORTED, CKR_GENERAL_ERROR, CKR_MECHANISM_INVALID, CKR_OK, Pkcs11,
+    CK_ULONG, CK_USER_TYPE, CK_UTF8CHAR, CKF_PROTECTED_AUTHENTICATION_PATH, CKF_USER_PIN_FINAL_TRY,
+    CKR_BUFFER_TOO_SMALL, CKR_FUNCTION_NOT_SUPPORTED, CKR_GENERAL_ERROR, CKR_MECHANISM_INVALID,
+    CKR_OK, Pkcs11,
 };
 
-use crate::{Fault, Function, ORDERS, Orders, REAL};
+use crate::{Fault, Function, ORDERS, Orders, PAD_PIN, REAL};
 
 /// The entry point of every PKCS#11 module.
 ///
@@ -112,6 +113,10 @@ fn fault(function: Function) -> Option<Fault> {
             thread::park();
         },
         Fault::Crash => process::abort(),
+        Fault::Escape => {
+            drop(THE_ORDERS.escape());
+            None
+        }
         Fault::Delay(time) => {
             thread::sleep(time);
             None
@@ -260,6 +265,7 @@ unsafe extern "C" fn get_token_info(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) 
         if rv == CKR_OK {
             match fault {
                 Some(Fault::FinalTry) => (*info).flags |= CKF_USER_PIN_FINAL_TRY,
+                Some(Fault::PinPad) => (*info).flags |= CKF_PROTECTED_AUTHENTICATION_PATH,
                 Some(Fault::OtherSerial) => (*info).serialNumber = *b"ANOTHER TOKEN   ",
                 _ => {}
             }
@@ -280,8 +286,15 @@ unsafe extern "C" fn login(
     let Some(real) = THE_REAL.as_ref().and_then(|real| real.list.C_Login) else {
         return CKR_FUNCTION_NOT_SUPPORTED;
     };
-    // SAFETY: the caller's arguments, unchanged.
-    unsafe { real(session, user, pin, pin_bytes) }
+    let (mut typed, typed_bytes) = (PAD_PIN.to_owned().into_bytes(), PAD_PIN.len() as CK_ULONG);
+    // SAFETY: the caller's arguments, or a PIN of its own length in place of none.
+    unsafe {
+        if pin.is_null() {
+            real(session, user, typed.as_mut_ptr(), typed_bytes)
+        } else {
+            real(session, user, pin, pin_bytes)
+        }
+    }
 }
 
 unsafe extern "C" fn find_objects(

@@ -17,6 +17,10 @@ pub struct ServedToken {
     pub serial: Option<String>,
     /// Sessions that work at once, if the token has room for them.
     pub sessions: Sessions,
+    /// Whether the module may use the network.
+    pub network: bool,
+    /// Folders that the module may write to.
+    pub writable: Vec<PathBuf>,
 }
 
 /// Whose documents are signed, and in which token.
@@ -39,10 +43,14 @@ impl Arguments {
             label: text(next("label of a token")?)?,
             serial: None,
             sessions: Sessions::default(),
+            network: false,
+            writable: Vec::new(),
         };
         while let Some(option) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| invalid("an option without a value"));
             match option.to_str() {
+                Some("--network") => token.network = true,
+                Some("--writable") => token.writable.push(value()?.into()),
                 Some("--serial") => token.serial = Some(text(value()?)?),
                 Some("--sessions") => {
                     let number: Option<u8> = text(value()?)?.parse().ok();
@@ -67,6 +75,12 @@ pub(super) fn command_line(policy: &Policy, token: &ServedToken) -> Vec<OsString
     ];
     if let Some(serial) = &token.serial {
         line.extend(["--serial".into(), serial.into()]);
+    }
+    if token.network {
+        line.push("--network".into());
+    }
+    for folder in &token.writable {
+        line.extend(["--writable".into(), folder.into()]);
     }
     line
 }
@@ -98,6 +112,8 @@ mod tests {
             assert_eq!(again.token, token);
             assert_eq!(token.sessions.get(), if line.contains('4') { 4 } else { 1 });
             assert_eq!(token.serial.is_some(), line.contains("12ab"));
+            assert_eq!(token.network, line.contains("--network"));
+            assert_eq!(token.writable.len(), line.matches("--writable").count());
         }
     }
 

@@ -2,8 +2,12 @@
 
 #![expect(unsafe_code, reason = "signals and `_exit` have unsafe functions")]
 
-use std::{collections::BTreeMap, env, fs, io, thread, time::Duration};
+use std::{collections::BTreeMap, env, fs, io, path::PathBuf, thread, time::Duration};
 
+use landlock::{
+    ABI, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _,
+    RulesetStatus,
+};
 use nix::{
     libc,
     sys::{
@@ -13,7 +17,12 @@ use nix::{
     },
     unistd,
 };
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter,
+};
+
+use super::arguments::ServedToken;
 
 /// System calls that no module needs: other programs, other processes, the kernel itself, and ways around this list.
 /// Everything else is allowed, because what a module needs for its device nobody can know.
@@ -50,8 +59,13 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_swapoff,
 ];
 
-/// Gives up everything that a module has no use for. Fails rather than leaves a part of it undone.
-pub(super) fn harden() -> io::Result<()> {
+/// Families of sockets that lead out of this machine no more than they must: Unix sockets (daemons of vendors, `pcscd`) and those
+/// to the kernel (which tell what is plugged in).
+const LOCAL_FAMILIES: [libc::c_int; 2] = [libc::AF_UNIX, libc::AF_NETLINK];
+
+/// Gives up everything that a module has no use for. Fails rather than leaves a part of it undone, but for what the kernel does
+/// not know yet. To be called while there is one thread.
+pub(super) fn harden(token: &ServedToken) -> io::Result<()> {
     close_inherited()?;
     // The box says when it is over by closing the socket; a service manager that stops everything at once must not cut a
     // signature short, nor the helper outlive a box that was killed.
@@ -64,13 +78,52 @@ pub(super) fn harden() -> io::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     prctl::set_dumpable(false)?;
     prctl::set_no_new_privs()?;
+    confine_writing(&token.writable).map_err(io::Error::other)?;
+    let mut rules: BTreeMap<_, _> = DENIED.iter().map(|number| (*number, Vec::new())).collect();
+    if !token.network {
+        rules.insert(libc::SYS_socket, vec![other_families().map_err(io::Error::other)?]);
+    }
     let architecture = TargetArch::try_from(env::consts::ARCH).map_err(io::Error::other)?;
-    let rules: BTreeMap<_, _> = DENIED.iter().map(|number| (*number, Vec::new())).collect();
     let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, architecture)
         .map_err(io::Error::other)?;
     let program = BpfProgram::try_from(filter).map_err(io::Error::other)?;
     apply_filter(&program).map_err(io::Error::other)
+}
+
+/// Matches a socket that could lead into a network: its family is none of the local ones. (Pairs of sockets lead nowhere else.)
+fn other_families() -> Result<SeccompRule, seccompiler::BackendError> {
+    let is_not = |family: libc::c_int| {
+        let family = family.unsigned_abs().into();
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family)
+    };
+    SeccompRule::new(LOCAL_FAMILIES.map(is_not).into_iter().collect::<Result<_, _>>()?)
+}
+
+/// Forbids to write, make and remove files anywhere but beneath these folders, and to run programs anywhere. Devices may be written
+/// to, as far as the user may: that is how a module reaches its token.
+fn confine_writing(writable: &[PathBuf]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let writes = AccessFs::from_write(ABI::V5);
+    let device = AccessFs::WriteFile | AccessFs::IoctlDev;
+    let mut rules = Ruleset::default().handle_access(writes | AccessFs::Execute)?.create()?;
+    rules = rules.add_rule(PathBeneath::new(PathFd::new("/dev")?, device))?;
+    for folder in writable {
+        let opened = PathFd::new(folder)
+            .map_err(|error| format!("{} is to be writable: {error}", folder.display()))?;
+        rules = rules.add_rule(PathBeneath::new(opened, writes))?;
+    }
+    match rules.restrict_self()?.ruleset {
+        RulesetStatus::FullyEnforced => {}
+        RulesetStatus::PartiallyEnforced => {
+            log::info!(
+                "this kernel knows a part of landlock: the module may write to some files that it need not"
+            );
+        }
+        RulesetStatus::NotEnforced => {
+            log::warn!("this kernel has no landlock: the module may write wherever its user may");
+        }
+    }
+    Ok(())
 }
 
 /// Ends this process at once after a time, whatever its module does then. To be called when the process is about to end anyway.

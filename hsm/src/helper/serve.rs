@@ -6,13 +6,18 @@
 
 use std::{
     ffi::OsString,
+    fs::File,
     io::{self, Write as _},
-    os::{fd::AsFd as _, unix::net::UnixStream},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
+use nix::unistd::{dup2_stdin, dup2_stdout};
 use sallyport_core::sign::Policy;
 use zeroize::Zeroizing;
 
@@ -33,8 +38,8 @@ const END_WITHIN: Duration = Duration::from_secs(2);
 /// [`crate::HelperProgram`] ends with: the name of the server, the module, the label of the token, and options.
 pub fn run_helper(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
     let Arguments { policy, token } = Arguments::parse(arguments)?;
-    harden().map_err(Error::Helper)?;
-    let socket = io::stdin().as_fd().try_clone_to_owned().map_err(Error::Helper)?;
+    harden(&token).map_err(Error::Helper)?;
+    let socket = take_socket().map_err(Error::Helper)?;
     let mut socket = UnixStream::from(socket);
     let answers = Answers::new(socket.try_clone().map_err(Error::Helper)?);
     let queue = Arc::new(Queue::default());
@@ -49,6 +54,16 @@ pub fn run_helper(arguments: impl IntoIterator<Item = OsString>) -> Result<(), E
     // A panic was reported where it happened.
     drop(keeper.join());
     read.map_err(Error::Helper)
+}
+
+/// Standard input, in whose place there is nothing afterwards, nor in that of standard output: a module that reads or prints must
+/// not disturb the frames.
+fn take_socket() -> io::Result<OwnedFd> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    let nothing = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&nothing)?;
+    dup2_stdout(&nothing)?;
+    Ok(socket)
 }
 
 /// Reads until the box closes the socket.

@@ -12,7 +12,7 @@ use minicbor::{Encoder, encode};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use sallyport_hsm::{KeyKind, KeyName, KeyRole, Token};
 
-use crate::softhsm::{PIN, SoftHsm, module, program};
+use crate::softhsm::{HOME, PIN, SoftHsm, module, program};
 
 /// A helper of the server alpha.example, with its socket in the wrong hands. Frames are made by hand, as the wrong hands would.
 struct Captured {
@@ -27,6 +27,8 @@ impl Captured {
         let (socket, theirs) = UnixStream::pair().unwrap();
         let child = Command::new(program().path)
             .args(["alpha.example", module().to_str().unwrap(), label])
+            .arg("--writable")
+            .arg(HOME.join("tokens"))
             .stdin(OwnedFd::from(theirs))
             .stderr(Stdio::null())
             .spawn()

@@ -8,7 +8,8 @@ use std::{
 };
 
 use sallyport_hsm::{
-    Health, HelperPlace, HelperSettings, HelperToken, KeyKind, KeyRole, Pin, Token, init_token,
+    Health, HelperPlace, HelperSettings, HelperToken, KeyKind, KeyRole, Pin, ServedToken, Token,
+    init_token,
 };
 
 use crate::{
@@ -56,7 +57,8 @@ fn start(folder: &Path) -> HelperToken {
     softhsm::write_pin(&pin_file, PIN);
     let settings = softhsm::settings(&module, "kryoptic", &pin_file, TIMEOUT);
     let environment = vec![CONFIGURATION.to_owned()];
-    let token = softhsm::served(&module, "kryoptic");
+    let writable = vec![folder.to_owned()];
+    let token = ServedToken { writable, ..softhsm::served(&module, "kryoptic") };
     let place = HelperPlace::Child { program: softhsm::program(), token, environment };
     HelperToken::start(HelperSettings { place, ..settings }).unwrap()
 }

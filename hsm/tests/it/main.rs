@@ -5,6 +5,8 @@ mod devices;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod helper;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod kryoptic;

@@ -186,6 +186,8 @@ fn the_start_does_not_wait_for_a_token_that_comes_later() {
         environment: Vec::new(),
         mode: ModeChoice::Auto,
         sessions: Sessions::default(),
+        network: false,
+        writable: vec![softhsm::HOME.join("tokens")],
     };
     let start = Instant::now();
     let token = open(&config, false, policy(), softhsm::program(), None).unwrap();

@@ -123,6 +123,8 @@ pub(crate) fn served(module: &Path, label: &str) -> ServedToken {
         label: label.to_owned(),
         serial: None,
         sessions: Sessions::default(),
+        network: false,
+        writable: vec![HOME.join("tokens"), HOME.join("orders")],
     }
 }
 
@@ -190,6 +192,7 @@ pub(crate) static HOME: LazyLock<PathBuf> = LazyLock::new(|| {
     drop(fs::remove_dir_all(&home));
     fs::create_dir_all(home.join("tokens")).unwrap();
     fs::create_dir_all(home.join("orders")).unwrap();
+    fs::create_dir_all(home.join("credentials")).unwrap();
     let configuration = home.join("softhsm2.conf");
     let tokens = home.join("tokens");
     fs::write(
@@ -203,6 +206,7 @@ pub(crate) static HOME: LazyLock<PathBuf> = LazyLock::new(|| {
         std::env::set_var("SOFTHSM2_CONF", configuration);
         std::env::set_var(REAL, module());
         std::env::set_var(ORDERS, home.join("orders"));
+        std::env::set_var("CREDENTIALS_DIRECTORY", home.join("credentials"));
     }
     home
 });

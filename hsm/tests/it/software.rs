@@ -274,6 +274,8 @@ fn the_configuration_is_strict() {
         environment: Vec::new(),
         mode: ModeChoice::Auto,
         sessions: Sessions::default(),
+        network: false,
+        writable: Vec::new(),
     };
     assert_eq!(token, expected);
     let service = r#"{"kind":"pkcs11-service","helper":"/run/helper.sock","pin":"credential:pin"}"#;
