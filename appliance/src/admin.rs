@@ -10,6 +10,7 @@ mod certificates;
 mod codes;
 mod command;
 mod error;
+mod keys;
 mod rosters;
 mod status;
 
@@ -34,10 +35,12 @@ pub fn router() -> Router<Arc<App>> {
         .route(path::ROSTER_DRY_RUN, post(rosters::dry_run))
         .route(path::ACTIVATION_CODES, post(codes::renew))
         .route(path::AUDIT, get(audit::page))
+        .route(path::AUDIT_CHECKPOINT, post(audit::checkpoint))
         .route(path::CARD_REQUEST, get(cards::request))
         .route(path::CARD, get(cards::own).put(cards::install))
         .route(path::CERTIFICATE, get(certificates::status).put(certificates::install))
         .route(path::CERTIFICATE_REQUEST, post(certificates::request))
+        .route(path::KEYS, get(keys::list).post(keys::order))
         .route(path::PEERS, get(cards::peers).post(cards::pair))
         .route(path::BUNDLES, get(bundles::status))
         .route(path::BUNDLES_EXPORT, post(bundles::export))

@@ -85,16 +85,18 @@ pub fn admin_router(app: Arc<App>) -> Router {
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     const OPENMETRICS: HeaderValue =
         HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    let now = (app.clock)();
     // Counted now: the signer may be at work for a long time.
     let counted = app.run(|app| {
         let token = app.token.as_deref();
         let mode = token.and_then(|token| token::custody(&app.store, token, KeyRole::Event));
-        app.store.read(|read| read.unsigned_count()).map(|waiting| (waiting, mode))
+        app.store.read(|read| read.backlog()).map(|backlog| (backlog, mode))
     });
     match counted.await {
-        Ok((waiting, mode)) => {
+        Ok((backlog, mode)) => {
             app.metrics.token_mode(mode);
-            app.metrics.unsigned_events.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+            app.metrics.backlog(&backlog, now);
+            app.metrics.token_health(app.token.as_ref().map(|token| token.health()));
             let waiters = app.notify.waiters();
             app.metrics.sync_waiters.set(i64::try_from(waiters).unwrap_or(i64::MAX));
         }

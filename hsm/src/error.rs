@@ -199,6 +199,16 @@ pub enum Error {
     /// The token, or the queue before it, is full.
     #[error("the token has too much to do: try again later")]
     Busy,
+    /// More signatures of a kind than an honest box needs.
+    #[error(
+        "the box has asked its token for too many signatures of the kind {kind}: somebody keeps it busy; the next one is made in {wait_s} s"
+    )]
+    TooMany {
+        /// The kind.
+        kind: &'static str,
+        /// Seconds until the next one is admitted.
+        wait_s: u64,
+    },
     /// No answer in time.
     #[error("the token did not answer in time: check the device")]
     Timeout,
@@ -312,7 +322,11 @@ impl Error {
     /// Who can help.
     pub fn class(&self) -> Class {
         match self {
-            Self::Busy | Self::Timeout | Self::Random(_) | Self::Thread(_) => Class::Retry,
+            Self::Busy
+            | Self::TooMany { .. }
+            | Self::Timeout
+            | Self::Random(_)
+            | Self::Thread(_) => Class::Retry,
             Self::Module { .. }
             | Self::TokenMissing { .. }
             | Self::TokenAmbiguous { .. }

@@ -189,6 +189,18 @@ impl Caps {
         }
     }
 
+    /// What the token can do, in words for people.
+    pub fn words(&self) -> Vec<&'static str> {
+        let words = [
+            (self.ed25519, "signs with Ed25519"),
+            (self.p256_sign, "signs with ECDSA on P-256"),
+            (self.p256_agree, "agrees with ECDH on P-256"),
+            (self.wrap, "wraps with AES-256"),
+            (self.rsa_decrypt, "decrypts with RSA-OAEP"),
+        ];
+        words.into_iter().filter(|(can, _)| *can).map(|(_, words)| words).collect()
+    }
+
     /// The kind of a key that signs what is not of Matrix or TLS.
     pub fn signing_kind(&self) -> Option<KeyKind> {
         let kinds = [(self.ed25519, KeyKind::Ed25519), (self.p256_sign, KeyKind::P256)];

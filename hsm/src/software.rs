@@ -19,6 +19,7 @@ use crate::{
     wrapped::{self, Capsule, Method},
 };
 
+mod backup;
 mod file;
 
 use file::{KeyFile, Protection};

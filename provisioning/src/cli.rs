@@ -8,8 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     client::{self, Box as TheBox},
     command::{
-        approve, audit, bundle, card, ceremony, certificate, clock, codes, peer, roster, status,
-        stick, token,
+        approve, audit, bundle, card, ceremony, certificate, clock, codes, hsm, peer, roster,
+        status, stick, token,
     },
     output::Output,
     terminal,
@@ -27,6 +27,13 @@ When officers must approve (a policy of the enclave's card, `ceremony sign-card 
   sallyctl bundle export          says how many are missing and what each of them types
   sallyctl approve export|import  is what each types, at their own desk
   sallyctl bundle export --approval FILE --approval FILE
+
+When a key or its token changes (each command explains its steps, and writes a protocol for witnesses):
+  sallyctl hsm init|generate      set a blank token up, make keys in it
+  sallyctl hsm status             the box's keys, and what waits for the token
+  sallyctl hsm rotate event --plan
+  sallyctl hsm rotate event --protocol rotation.txt
+  sallyctl hsm hand-over --token NEW --protocol hand-over.txt
 
 Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 the box does not answer,
 4 officers must approve, 5 the audit log was tampered with.";
@@ -76,6 +83,9 @@ enum Command {
     /// Make keys, and sign with the enclave root.
     #[command(subcommand)]
     Ceremony(ceremony::Command),
+    /// Look after the box's keys and their token: set up, rotate, back up, hand over, destroy.
+    #[command(subcommand)]
+    Hsm(hsm::Command),
     /// Look at pairing cards, and exchange this box's own with the enclave root.
     #[command(subcommand)]
     Card(card::Command),
@@ -124,6 +134,7 @@ impl Cli {
             Command::Codes(command) => command.run(&the_box, &out),
             Command::Stick(command) => command.run(&the_box, &out),
             Command::Ceremony(command) => command.run(&out),
+            Command::Hsm(command) => command.run(&the_box, &out),
             Command::Card(command) => command.run(&the_box, &out),
             Command::Peer(command) => command.run(&the_box, &out),
             Command::Bundle(command) => command.run(&the_box, &out),
@@ -142,7 +153,8 @@ impl Cli {
 /// The exit code that tells a script what kind of failure it was.
 pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
     let code = error.chain().find_map(|cause| {
-        if cause.is::<sallyport_core::audit::Broken>() {
+        use sallyport_core::audit::{BadCheckpoint, Broken};
+        if cause.is::<Broken>() || cause.is::<BadCheckpoint>() {
             return Some(5);
         }
         cause.downcast_ref::<client::Error>().and_then(|error| match error {

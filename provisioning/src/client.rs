@@ -66,6 +66,11 @@ impl Box {
         Self { socket, actor }
     }
 
+    /// Who gives the commands.
+    pub(crate) fn actor(&self) -> &str {
+        &self.actor
+    }
+
     /// Asks for something.
     pub(crate) fn ask<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         let request = Request::builder().method(Method::GET).uri(path);
@@ -78,8 +83,18 @@ impl Box {
         path: &str,
         body: &impl Serialize,
     ) -> anyhow::Result<T> {
+        self.command_approved(path, vec![], body)
+    }
+
+    /// Gives a command with a JSON body that officers approved.
+    pub(crate) fn command_approved<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        approvals: Vec<Approval>,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
         let body = serde_json::to_vec(body).context("cannot write the request")?;
-        self.json(self.authorised(Method::POST, path, vec![])?, full(body))
+        self.json(self.authorised(Method::POST, path, approvals)?, full(body))
     }
 
     /// Gives a command with a file as its body.

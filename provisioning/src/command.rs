@@ -8,6 +8,7 @@ pub(crate) mod ceremony;
 pub(crate) mod certificate;
 pub(crate) mod clock;
 pub(crate) mod codes;
+pub(crate) mod hsm;
 pub(crate) mod peer;
 pub(crate) mod roster;
 pub(crate) mod signer;

@@ -47,3 +47,16 @@ pub(crate) fn ask_secret(question: &str) -> anyhow::Result<String> {
     ensure!(!secret.is_empty(), "nothing was typed");
     Ok(secret)
 }
+
+/// Asks for a line of text; empty at the end of the input.
+pub(crate) fn ask(question: &str) -> anyhow::Result<String> {
+    write!(io::stderr(), "{question}: ").context("cannot ask")?;
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line).context("cannot read the answer")?;
+    Ok(line.trim().to_owned())
+}
+
+/// Asks a question that only the whole word `yes` agrees to.
+pub(crate) fn confirm(question: &str) -> anyhow::Result<bool> {
+    Ok(ask(&format!("{question} (yes/no)"))? == "yes")
+}

@@ -8,5 +8,6 @@ mod dependencies;
 mod dev;
 mod durability;
 mod encrypted;
+mod hsm;
 mod tidy;
 mod token;

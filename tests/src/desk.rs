@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
-use crate::{enclave::Enclave, narrator::Narrator, place::Place, repository};
+use crate::{enclave::Enclave, narrator::Narrator, place::Place, repository, softhsm::SoftHsm};
 
 /// The clearance levels of the sample enclaves.
 const LEVELS: &str = "OPEN,RESTRICTED,SECRET";
@@ -25,6 +25,8 @@ pub struct Desk {
     folder: PathBuf,
     socket: PathBuf,
     narrator: Narrator,
+    /// Where SoftHSM2 has its tokens, if there is one at the desk.
+    softhsm: Option<PathBuf>,
 }
 
 /// An activation code, as `sallyctl roster import --codes` writes it.
@@ -49,7 +51,13 @@ impl Desk {
     /// When the folder cannot be made.
     pub fn new(name: &str, folder: PathBuf, socket: PathBuf, narrator: Narrator) -> Result<Self> {
         fs::create_dir_all(&folder)?;
-        Ok(Self { name: name.to_owned(), folder, socket, narrator })
+        Ok(Self { name: name.to_owned(), folder, socket, narrator, softhsm: None })
+    }
+
+    /// The same desk, with tokens of SoftHSM2 plugged in.
+    #[must_use]
+    pub fn with_softhsm(&self, softhsm: &SoftHsm) -> Self {
+        Self { softhsm: Some(softhsm.configuration().to_owned()), ..self.clone() }
     }
 
     /// The same desk, with somebody who tells what is done at it.
@@ -102,6 +110,9 @@ impl Desk {
         let mut command = Place::Here.command(repository::sallyctl()?);
         command.current_dir(&self.folder).args(arguments);
         command.env("SALLYPORT_ADMIN_SOCKET", &self.socket).env("SALLYPORT_ACTOR", "admin");
+        if let Some(configuration) = &self.softhsm {
+            command.env(SoftHsm::VARIABLE, configuration);
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok(command.spawn()?)
     }

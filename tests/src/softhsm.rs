@@ -23,18 +23,11 @@ impl SoftHsm {
     /// # Errors
     /// When SoftHSM2 is not installed or refuses.
     pub fn create(folder: &Path, label: &str, pin: &str) -> Result<Self> {
-        let configuration = folder.join("softhsm2.conf");
-        let this = Self { configuration };
-        if this.configuration.exists() {
+        let there_was_one = folder.join("softhsm2.conf").exists();
+        let this = Self::blank(folder)?;
+        if there_was_one {
             return Ok(this);
         }
-        let tokens = folder.join("tokens");
-        fs::create_dir_all(&tokens)?;
-        let text = format!(
-            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
-            tokens.display()
-        );
-        fs::write(&this.configuration, text)?;
         let output = Command::new("softhsm2-util")
             .args(["--init-token", "--free", "--label", label])
             .args(["--pin", pin, "--so-pin", pin])
@@ -44,6 +37,40 @@ impl SoftHsm {
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "softhsm2-util: {complaint}");
         Ok(this)
+    }
+
+    /// A slot with a blank token under `folder`, or whatever an earlier call left there.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn blank(folder: &Path) -> Result<Self> {
+        let configuration = folder.join("softhsm2.conf");
+        let tokens = folder.join("tokens");
+        fs::create_dir_all(&tokens)?;
+        if !configuration.exists() {
+            let text = format!(
+                "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
+                tokens.display()
+            );
+            fs::write(&configuration, text)?;
+        }
+        Ok(Self { configuration })
+    }
+
+    /// What OpenSC's `pkcs11-tool` lists of the objects in the token with this label.
+    ///
+    /// # Errors
+    /// When OpenSC is not installed, or cannot log in.
+    pub fn listed(&self, label: &str, pin: &str) -> Result<String> {
+        let output = Command::new("pkcs11-tool")
+            .args(["--module", MODULE, "--token-label", label, "--login", "--pin", pin])
+            .arg("--list-objects")
+            .env(Self::VARIABLE, &self.configuration)
+            .output()
+            .context("`pkcs11-tool` cannot be started; run `make setup`")?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "pkcs11-tool: {complaint}");
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// How many objects (keys, halves of key pairs) are in the token.

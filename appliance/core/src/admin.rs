@@ -13,6 +13,7 @@
 //! | `POST` [`path::ROSTER`] | signed roster | [`RosterImported`] |
 //! | `POST` [`path::ACTIVATION_CODES`] | [`CodesRequest`] | [`IssuedCode`] list |
 //! | `GET` [`path::AUDIT`]`?after=ID` | | [`AuditPage`] |
+//! | `POST` [`path::AUDIT_CHECKPOINT`] | | [`Tip`]: what the token vouches for now |
 //! | `GET` [`path::CARD_REQUEST`] | | [`CardRequest`], to be signed by the enclave root |
 //! | `GET`, `PUT` [`path::CARD`] | `PUT`: own card | `GET`: own card, `PUT`: [`Peer`] |
 //! | `GET` [`path::PEERS`] | | [`Peer`] list |
@@ -25,18 +26,25 @@
 //! | `POST` [`path::CERTIFICATE_REQUEST`]`?of=ca` or `tls` | | request for a certificate (PKCS #10) in PEM |
 //! | `GET` [`path::TOKEN`] | | [`TokenReport`] |
 //! | `POST` [`path::TOKEN_UNLOCK`] | [`Unlock`] | [`TokenReport`] |
+//! | `GET` [`path::KEYS`] | | [`Keys`] |
+//! | `POST` [`path::KEYS`] | [`KeyOrder`] | [`KeyReport`] |
 //! | `POST` [`path::CLOCK_ACCEPT`] | | [`Millis`]: the time that counts from now on |
 //!
 //! Whatever is not a success has an [`ErrorBody`].
 
 mod approval;
+mod backlog;
 mod card_request;
+mod keys;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ruma::OwnedServerName;
 use serde::{Deserialize, Serialize};
 
 pub use approval::{Approval, Approvers, Consent, NotApproved, Unapproved, verify};
+pub use backlog::{Backlog, BacklogWarning};
 pub use card_request::{CardRequest, CardTerms, NotARequest};
+pub use keys::{KeyAction, KeyOrder, KeyReport, KeyState, Keys, NewKey};
 
 use crate::{
     audit::{Row, Tip},
@@ -44,6 +52,7 @@ use crate::{
     digest::Sha256,
     limits::{ADMIN_ACTOR_CHARS_MAX, ADMIN_APPROVALS_MAX, ADMIN_AUTHORITY_BYTES_MAX},
     roster::{Counts, Head, Localpart, MassLock},
+    sign::PublicKey,
     time::Millis,
 };
 
@@ -64,6 +73,8 @@ pub mod path {
     pub const ACTIVATION_CODES: &str = "/admin/v1/activation-codes";
     /// The audit log.
     pub const AUDIT: &str = "/admin/v1/audit";
+    /// A checkpoint of the audit log, at once.
+    pub const AUDIT_CHECKPOINT: &str = "/admin/v1/audit/checkpoint";
     /// The box's public keys, for the enclave root to sign.
     pub const CARD_REQUEST: &str = "/admin/v1/card/request";
     /// The box's own pairing card.
@@ -84,6 +95,8 @@ pub mod path {
     pub const TOKEN: &str = "/admin/v1/token";
     /// A PIN for the token.
     pub const TOKEN_UNLOCK: &str = "/admin/v1/token/unlock";
+    /// The box's own keys.
+    pub const KEYS: &str = "/admin/v1/keys";
     /// An officer's word that the clock is right although it went backwards.
     pub const CLOCK_ACCEPT: &str = "/admin/v1/clock/accept";
 }
@@ -160,6 +173,10 @@ pub struct Status {
     pub certificate: Option<CertificateStatus>,
     /// The box's own secrets.
     pub vault: VaultStatus,
+    /// What waits for the token.
+    pub backlog: Backlog,
+    /// What somebody should look after, in sentences.
+    pub warnings: Vec<String>,
 }
 
 /// The serving certificate and the CA that issued it.
@@ -302,8 +319,38 @@ pub struct CodesRequest {
 pub struct AuditPage {
     /// Rows in order; fewer than asked for only at the end of the log.
     pub rows: Vec<Row>,
+    /// Checkpoints of these rows.
+    #[serde(default)]
+    pub checkpoints: Vec<SignedCheckpoint>,
+    /// The audit keys of the box, the newest first, as the box says: compare with what was written down.
+    #[serde(default)]
+    pub keys: Vec<PublicKey>,
     /// The end of the log.
     pub tip: Tip,
+}
+
+/// A [`crate::audit::Checkpoint`] as it was signed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedCheckpoint {
+    /// The row that it is of.
+    pub row: u64,
+    /// The COSE_Sign1, in base64.
+    pub checkpoint: String,
+}
+
+impl SignedCheckpoint {
+    /// Of a row.
+    #[must_use]
+    pub fn new(row: u64, bytes: &[u8]) -> Self {
+        Self { row, checkpoint: STANDARD.encode(bytes) }
+    }
+
+    /// The COSE_Sign1; empty, which no key signed, if the text is none.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        STANDARD.decode(&self.checkpoint).unwrap_or_default()
+    }
 }
 
 /// An enclave that this one is paired with.

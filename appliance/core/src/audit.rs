@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{digest::Sha256, time::Millis};
 
+mod checkpoint;
+
+pub use checkpoint::{BadCheckpoint, Checkpoint, KEY_ROTATED, Vouched};
+
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

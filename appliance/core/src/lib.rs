@@ -25,6 +25,7 @@ pub mod e2ee;
 pub mod event;
 pub mod incarnation;
 pub mod limits;
+pub mod merkle;
 pub mod room;
 pub mod roster;
 pub mod sign;

@@ -1,5 +1,7 @@
 //! Every bound in one place: what comes from outside is held against these before it is parsed.
 
+use crate::sign::Budget;
+
 // --- Events (Client-Server API, "Size limits"; Server-Server API, "PDUs") ---
 
 /// Bytes of a PDU in canonical JSON, its signatures included.
@@ -37,6 +39,39 @@ pub const KEY_DOCUMENT_BYTES_MAX: usize = 64 * 1024;
 pub const SIGNED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of the certificate of a working key: names of at most 255 bytes, a public key, a signature.
 pub const WORKING_KEY_BYTES_MAX: usize = 1024;
+/// Milliseconds that an event waits for its signature before the box warns, and before it says that the exchange with peers stands still.
+pub const UNSIGNED_MS_WARNING: u64 = 60 * 60 * 1000;
+/// As [`UNSIGNED_MS_WARNING`], for the second and louder warning.
+pub const UNSIGNED_MS_ALARM: u64 = 24 * 60 * 60 * 1000;
+/// Events that wait for their signature before the box warns: an hour of a token that makes three signatures a second.
+pub const UNSIGNED_EVENTS_WARNING: u64 = 10_000;
+/// As [`UNSIGNED_EVENTS_WARNING`], for the louder warning: a day of such a token.
+pub const UNSIGNED_EVENTS_ALARM: u64 = 250_000;
+/// Bytes free on the disk of the database below which the box warns: only the disk bounds what waits for the token.
+pub const DISK_FREE_BYTES_WARNING: u64 = 2 << 30;
+/// As [`DISK_FREE_BYTES_WARNING`], for the louder warning: soon no message is accepted any more.
+pub const DISK_FREE_BYTES_ALARM: u64 = 256 << 20;
+/// Events whose signatures one row of the audit log tells of.
+pub const SIGNING_RUN_EVENTS_MAX: u64 = 10_000;
+/// Milliseconds of signing that one row of the audit log tells of: a busy box adds some 300 rows a day.
+pub const SIGNING_RUN_MS_MAX: u64 = 5 * 60 * 1000;
+/// Rows of the audit log between two checkpoints.
+pub const CHECKPOINT_ROWS: u64 = 256;
+/// Milliseconds after which the box makes a checkpoint of whatever rows are new.
+pub const CHECKPOINT_MS: u64 = 24 * 60 * 60 * 1000;
+/// Bytes of a signed checkpoint: a server name and a dozen short fields.
+pub const CHECKPOINT_BYTES_MAX: usize = 1024;
+/// Keys that signed checkpoints of one audit log.
+pub const AUDIT_KEYS_MAX: usize = 64;
+/// Signatures of each kind that the box asks of its token: how many at once, and then how many a minute. Whoever owns one
+/// endpoint of the box makes the token sign no more than that. Events have no such bound: what people write is signed.
+pub const SIGNATURES_RARE: Budget = Budget { burst: 20, per_minute: 2 };
+/// For what every bundle needs once: key documents, manifests, acknowledgements.
+pub const SIGNATURES_PER_BUNDLE: Budget = Budget { burst: 120, per_minute: 30 };
+/// For what other servers ask for while they wait.
+pub const SIGNATURES_FEDERATION: Budget = Budget { burst: 600, per_minute: 600 };
+/// For handshakes of TLS: sessions are resumed without one.
+pub const SIGNATURES_HANDSHAKES: Budget = Budget { burst: 1000, per_minute: 1200 };
 /// Bytes of a frame between the box and the process with the PKCS#11 module: what is signed and the names around it.
 pub const TOKEN_FRAME_BYTES_MAX: usize = SIGNED_BYTES_MAX + 64 * 1024;
 

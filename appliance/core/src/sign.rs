@@ -29,10 +29,12 @@ use crate::{
     working_key::WorkingKey,
 };
 
+mod budget;
 pub mod context;
 pub mod keys;
 mod x509;
 
+pub use budget::{Bucket, Budget, RequestKind};
 pub use keys::{
     Algorithm, InvalidKey, NotAPublicKey, PublicKey, Signature, SignatureMismatch, verify,
 };
@@ -240,6 +242,26 @@ pub enum Refusal {
 }
 
 impl SigningRequest {
+    /// What is asked for, without its content.
+    pub fn kind(&self) -> RequestKind {
+        match self {
+            Self::Pdu { .. } => RequestKind::Pdu,
+            Self::KeyDocument { .. } => RequestKind::KeyDocument,
+            Self::XMatrix { .. } => RequestKind::XMatrix,
+            Self::Manifest(_) => RequestKind::Manifest,
+            Self::Acknowledgement(_) => RequestKind::Acknowledgement,
+            Self::Card(_) => RequestKind::Card,
+            Self::Roster(_) => RequestKind::Roster,
+            Self::Approval(_) => RequestKind::Approval,
+            Self::Checkpoint(_) => RequestKind::Checkpoint,
+            Self::WorkingKey(_) => RequestKind::WorkingKey,
+            Self::Certificate(_) => RequestKind::Certificate,
+            Self::CaRequest(_) => RequestKind::CaRequest,
+            Self::TlsRequest(_) => RequestKind::TlsRequest,
+            Self::TlsHandshake(_) => RequestKind::TlsHandshake,
+        }
+    }
+
     /// The role whose keys alone may sign this.
     pub fn role(&self) -> KeyRole {
         match self {

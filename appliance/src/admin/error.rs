@@ -9,7 +9,7 @@ use sallyport_core::admin::{ErrorBody, ErrorCode};
 
 use crate::{
     http::error::ApiError,
-    service::{activation, bundle, clock, peers, roster, token},
+    service::{activation, audit, bundle, clock, own_keys, peers, roster, rotation, token},
     telemetry,
 };
 
@@ -64,6 +64,35 @@ impl From<token::Error> for AdminError {
             token::Error::Store(error) => of_store(error),
             token::Error::Approval(_) => ErrorCode::NeedsApproval,
             token::Error::Token(_) => ErrorCode::Unavailable,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<audit::Error> for AdminError {
+    fn from(error: audit::Error) -> Self {
+        let code = match &error {
+            audit::Error::Store(error) => of_store(error),
+            audit::Error::Keys(error) => of_keys(error),
+            audit::Error::Approval(_) => ErrorCode::NeedsApproval,
+            audit::Error::Token(_) => ErrorCode::Unavailable,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<rotation::Error> for AdminError {
+    fn from(error: rotation::Error) -> Self {
+        use rotation::Error;
+        let code = match &error {
+            Error::Store(error) => of_store(error),
+            Error::Keys(error) => of_keys(error),
+            Error::Approval(_) => ErrorCode::NeedsApproval,
+            Error::Unknown(_) => ErrorCode::NotFound,
+            Error::Token(_) | Error::NotDrained(_) | Error::NotVouched(_) | Error::Overtaken => {
+                ErrorCode::Unavailable
+            }
+            _ => ErrorCode::Refused,
         };
         Self::new(code, error)
     }
@@ -136,6 +165,14 @@ impl From<bundle::Error> for AdminError {
             _ => ErrorCode::Refused,
         };
         Self::new(code, error)
+    }
+}
+
+fn of_keys(error: &own_keys::Error) -> ErrorCode {
+    match error {
+        own_keys::Error::Store(error) => of_store(error),
+        own_keys::Error::Token(_) | own_keys::Error::None(_) => ErrorCode::Unavailable,
+        own_keys::Error::Damaged(_) => ErrorCode::Internal,
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     app::App,
-    service::{clock, token},
+    service::{backlog::backlog, clock, token},
 };
 
 /// How the box is.
@@ -28,6 +28,7 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
     let now = (app.clock)();
     let status = command::run(&app, move |app| {
         let token = token_report(app);
+        let backlog = backlog(&app.store, &app.config.data_dir)?;
         app.store.read(|read| {
             Ok::<_, sallyport_store::Error>(Status {
                 server_name: app.config.server_name.clone(),
@@ -39,6 +40,8 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
                 token,
                 certificate: app.certificates.as_ref().and_then(|tls| tls.status().ok()),
                 vault: app.vault.status(),
+                backlog,
+                warnings: backlog.warnings(now).iter().map(ToString::to_string).collect(),
             })
         })
     });

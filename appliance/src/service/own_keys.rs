@@ -8,7 +8,7 @@ use ruma::{OwnedServerSigningKeyId, ServerName};
 use sallyport_core::{
     event::canonical_json,
     limits,
-    sign::{KeyRole, SigningRequest},
+    sign::{Algorithm, KeyRole, PublicKey, SigningRequest},
     time::Millis,
 };
 use sallyport_hsm::{KeyKind, KeyName, Token};
@@ -50,11 +50,16 @@ impl Current {
 }
 
 /// The roles of which a box has a key of its own, and what kind it is unless the token prefers another.
-const ROLES: [(KeyRole, KeyKind); 3] = [
+const ROLES: [(KeyRole, KeyKind); 4] = [
     (KeyRole::Event, KeyKind::Ed25519),
     (KeyRole::Courier, KeyKind::Ed25519),
     (KeyRole::CourierEncryption, KeyKind::P256),
+    (KeyRole::Audit, KeyKind::P256),
 ];
+
+/// The roles whose keys are replaced by order of a person, in this order.
+pub const ROTATED: [KeyRole; 4] =
+    [KeyRole::Event, KeyRole::Courier, KeyRole::CourierEncryption, KeyRole::Audit];
 
 /// Makes the keys that the box lacks; one that the token has already is adopted.
 ///
@@ -67,7 +72,8 @@ pub fn ensure(store: &Store, token: &dyn Token, now: Millis) -> Result<(), Error
     Ok(())
 }
 
-/// The key of a role that is in use. If the box has none, it is made, or one that the token has already is adopted.
+/// The key of a role that is in use. If the box has none, it is made, or one that the token has already is adopted. What the box has retired is not
+/// taken into use again.
 ///
 /// # Errors
 /// As [`ensure`].
@@ -81,24 +87,50 @@ pub fn ensure_one(
     if let Some(current) = current(store, role)? {
         return Ok(current);
     }
-    let name = match token.keys()?.into_iter().find(|name| name.role() == role) {
+    let known = store.read(|read| read.own_keys(role.as_str()))?;
+    let is_known = |name: &KeyName| known.iter().any(|key| key.name == name.to_string());
+    let mut theirs = token.keys()?.into_iter();
+    let name = match theirs.find(|name| name.role() == role && !is_known(name)) {
         Some(name) => name,
         // Now that the token has listed its keys it knows what it can do.
         None => token.generate(role, token.kind_for(role).unwrap_or(kind))?,
     };
-    let public = token.public_key(&name)?;
-    let key = OwnKey {
-        name: name.to_string(),
-        role: role.as_str().to_owned(),
-        algorithm: public.algorithm().as_str().to_owned(),
-        public: public.as_bytes().to_vec(),
-        created: now,
-        retired: None,
-    };
+    let key = own_key(token, &name, now)?;
     let current = Current { name, key: key.clone() };
     store.write(move |write| write.insert_own_key(&key))?;
     log::info!(key:% = current.name; "the box has a new key");
     Ok(current)
+}
+
+/// Makes a new key of a role in the token. The box does not use it yet.
+///
+/// # Errors
+/// If the token fails.
+pub fn make(token: &dyn Token, role: KeyRole, now: Millis) -> Result<OwnKey, Error> {
+    let kind = token.kind_for(role).ok_or_else(|| {
+        sallyport_hsm::Error::Unsupported(format!("any kind of key for the role {role}"))
+    })?;
+    let name = token.generate(role, kind)?;
+    own_key(token, &name, now)
+}
+
+/// What the database keeps of a key that the token has.
+fn own_key(token: &dyn Token, name: &KeyName, now: Millis) -> Result<OwnKey, Error> {
+    Ok(of_public(name, &token.public_key(name)?, now))
+}
+
+/// What the database keeps of a key with this public half.
+#[must_use]
+pub fn of_public(name: &KeyName, public: &PublicKey, now: Millis) -> OwnKey {
+    OwnKey {
+        name: name.to_string(),
+        role: name.role().as_str().to_owned(),
+        algorithm: public.algorithm().as_str().to_owned(),
+        public: public.as_bytes().to_vec(),
+        created: now,
+        retired: None,
+        destroyed: None,
+    }
 }
 
 /// The key of this name, whether it is in use or was replaced.
@@ -111,6 +143,22 @@ pub fn named(store: &Store, name: &KeyName) -> Result<Current, Error> {
     let key = keys.into_iter().find(|key| key.name == text);
     let key = key.ok_or_else(|| Error::None(name.role()))?;
     Ok(Current { name: name.clone(), key })
+}
+
+/// The public half of one of the box's keys, as signatures are verified with it.
+///
+/// # Errors
+/// If the database holds something else.
+pub fn public_key(key: &OwnKey) -> Result<PublicKey, Error> {
+    let damaged = || {
+        let role = KeyRole::ALL.into_iter().find(|role| role.as_str() == key.role);
+        Error::Damaged(role.unwrap_or(KeyRole::Event))
+    };
+    let algorithm = [Algorithm::Ed25519, Algorithm::P256]
+        .into_iter()
+        .find(|algorithm| algorithm.as_str() == key.algorithm)
+        .ok_or_else(damaged)?;
+    PublicKey::new(algorithm, &key.public).map_err(|_| damaged())
 }
 
 /// The key of a role that is in use, if there is one.
@@ -134,6 +182,21 @@ pub fn current(store: &Store, role: KeyRole) -> Result<Option<Current>, Error> {
 /// [`Error::None`] if there is none yet.
 pub fn required(store: &Store, role: KeyRole) -> Result<Current, Error> {
     current(store, role)?.ok_or(Error::None(role))
+}
+
+/// The keys of a role whose private halves are there, the current one first.
+///
+/// # Errors
+/// If the database fails or holds something else.
+pub fn usable(store: &Store, role: KeyRole) -> Result<Vec<Current>, Error> {
+    let keys = store.read(|read| read.own_keys(role.as_str()))?;
+    keys.into_iter()
+        .filter(|key| key.destroyed.is_none())
+        .map(|key| {
+            let name = key.name.parse().map_err(|_| Error::Damaged(role))?;
+            Ok(Current { name, key })
+        })
+        .collect()
 }
 
 /// A fresh server key document, signed by the event key.

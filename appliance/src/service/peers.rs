@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use ruma::ServerName;
 use sallyport_core::{
     admin::{CardRequest, Consent, Unapproved},
+    audit::Entry,
     card::{
         Card, CardError, CourierKey, EncryptionKey, EncryptionSuite, Mismatch, Policy, Proposed,
     },
     cose::KeyId,
     event::{KeyDocument, KeyDocumentError},
     limits,
-    sign::{Algorithm, KeyRole, PublicKey},
+    sign::{KeyRole, PublicKey},
     time::Millis,
 };
 use sallyport_store::{Peer, Store};
@@ -62,9 +63,6 @@ pub enum Error {
         /// How many the configuration names.
         known: usize,
     },
-    /// A stored key is damaged.
-    #[error("the database holds a damaged key: restore a backup")]
-    Damaged,
 }
 
 /// The box's public keys, for the enclave root to sign.
@@ -77,15 +75,21 @@ pub fn card_request(app: &App, now: Millis) -> Result<CardRequest, Error> {
     let server_name = app.config.server_name.clone();
     let document = own_keys::key_document(&app.store, &**token, &server_name, now)?;
     let not_after = Millis(now.0.saturating_add(limits::COURIER_KEY_LIFETIME_MS));
-    let signing = own_keys::required(&app.store, KeyRole::Courier)?;
     let event = own_keys::required(&app.store, KeyRole::Event)?;
     let custody = token.custody(&event.name).map_err(own_keys::Error::from)?;
+    let old_until = Millis(now.0.saturating_add(limits::BUNDLE_LIFETIME_MS_MAX));
+    let signing_keys = own_keys::usable(&app.store, KeyRole::Courier)?.into_iter().map(|courier| {
+        // One that was replaced signs until every peer has the card; then it has no more to say.
+        let last = if courier.key.retired.is_none() { not_after } else { old_until };
+        Ok(CourierKey { public: own_keys::public_key(&courier.key)?, not_after: last })
+    });
+    let signing_keys = signing_keys.take(limits::CARD_KEYS_MAX).collect::<Result<_, Error>>()?;
     let (incarnation, previous) = app
         .store
         .read(|read| Ok::<_, sallyport_store::Error>((read.incarnation()?, read.own_card()?)))?;
     Ok(CardRequest {
         server_name,
-        signing_keys: vec![CourierKey { public: public_key(&signing)?, not_after }],
+        signing_keys,
         encryption_keys: vec![encryption_key(&app.store, not_after)?],
         server_keys: document.into_bytes(),
         incarnation,
@@ -99,13 +103,39 @@ pub fn card_request(app: &App, now: Millis) -> Result<CardRequest, Error> {
 /// # Errors
 /// If there is none yet.
 pub fn encryption_key(store: &Store, not_after: Millis) -> Result<EncryptionKey, Error> {
-    let key = own_keys::required(store, KeyRole::CourierEncryption)?;
-    Ok(EncryptionKey {
-        suite: EncryptionSuite::P256HkdfSha256Aes256Gcm.code(),
-        public: key.key.public,
-        not_after,
-    })
+    Ok(encryption_half(&own_keys::required(store, KeyRole::CourierEncryption)?, not_after))
 }
+
+/// The public half of one of the box's encryption keys, as cards and bundles name it.
+#[must_use]
+pub fn encryption_half(key: &own_keys::Current, not_after: Millis) -> EncryptionKey {
+    EncryptionKey {
+        suite: EncryptionSuite::P256HkdfSha256Aes256Gcm.code(),
+        public: key.key.public.clone(),
+        not_after,
+    }
+}
+
+/// The courier key that signs a bundle for a peer: the newest on our card once the peer has that card, before then the oldest on it, which is on the
+/// card that the peer has.
+///
+/// # Errors
+/// If our card names no courier key that we have.
+pub fn courier_key_for(store: &Store, peer: &Peer) -> Result<own_keys::Current, Error> {
+    let card = store.read(|read| read.own_card_since())?;
+    let (card, installed) = card.ok_or(Error::WrongCard(NO_COURIER_KEY))?;
+    let card = Card::stored(&card)?;
+    let on_card = |courier: &own_keys::Current| {
+        let names = |on: &CourierKey| on.public.as_bytes() == courier.key.public;
+        card.content().signing_keys.iter().any(names)
+    };
+    let mut couriers = own_keys::usable(store, KeyRole::Courier)?.into_iter().filter(on_card);
+    let has_card = peer.acked.seq > 0 && peer.acked.created > installed;
+    let key = if has_card { couriers.next() } else { couriers.next_back() };
+    key.ok_or(Error::WrongCard(NO_COURIER_KEY))
+}
+
+const NO_COURIER_KEY: &str = "the box's card names none of its courier keys: ask the box for a new request and have that signed";
 
 /// Installs the box's own card, as the enclave root signed it.
 ///
@@ -120,10 +150,14 @@ pub fn install_own_card(app: &App, bytes: Vec<u8>, order: &Order) -> Result<Card
             "the card is of another server: install it on that server's box",
         ));
     }
-    let signing = public_key(&own_keys::required(&app.store, KeyRole::Courier)?)?;
-    if !card.content().signing_keys.iter().any(|key| key.public == signing) {
+    let signing = own_keys::public_key(&own_keys::required(&app.store, KeyRole::Courier)?.key)?;
+    let opening = own_keys::required(&app.store, KeyRole::CourierEncryption)?.key.public;
+    let content = card.content();
+    if !content.signing_keys.iter().any(|key| key.public == signing)
+        || !content.encryption_keys.iter().any(|key| key.public == opening)
+    {
         return Err(Error::WrongCard(
-            "the card does not name this box's courier key: ask the box for a new request and have that signed",
+            "the card does not name this box's courier keys: ask the box for a new request and have that signed",
         ));
     }
     let officers = &app.config.roster.trusted_keys;
@@ -132,11 +166,12 @@ pub fn install_own_card(app: &App, bytes: Vec<u8>, order: &Order) -> Result<Card
     let mandate = order.approved(officers, None, &wanted)?;
     let serial = ("serial", card.content().serial.to_string());
     let entry = mandate.entry("card.install", card.hash(), [serial]);
+    let now = order.now;
     app.store.write(move |write| {
         let known = write.own_card()?;
         let command = || "sallyctl approve card CARD --token TOKEN --out APPROVAL".to_owned();
         check_succession(known.as_deref(), &bytes, known.as_deref(), &mandate, command)?;
-        write.set_own_card(&bytes)?;
+        write.set_own_card(&bytes, now)?;
         write.append_audit(entry)?;
         Ok::<_, Error>(())
     })?;
@@ -212,6 +247,50 @@ pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, order: &Order) -> Resu
     Ok(card)
 }
 
+/// Takes a newer card of a peer that came inside one of its bundles; answers the row that tells of it, `None` if there is nothing new.
+/// What cannot follow the known card changes nothing: the bundle that brought it is sound, and people must meet.
+///
+/// # Errors
+/// If the database holds something that is no card.
+pub fn renewal(
+    store: &Store,
+    server: &ServerName,
+    bytes: &[u8],
+    mandate: &Mandate,
+) -> Result<Option<Renewal>, Error> {
+    let Some(peer) = store.read(|read| read.peer(server))? else { return Ok(None) };
+    if peer.card == bytes {
+        return Ok(None);
+    }
+    match Card::stored(&peer.card)?.renew(bytes) {
+        Ok(card) if card.content().not_before > mandate.now() => Ok(None),
+        Ok(card) => {
+            let details =
+                [("card", card.hash().to_string()), ("serial", card.content().serial.to_string())];
+            Ok(Some(Renewal { entry: mandate.entry("peer.renew", server, details), taken: true }))
+        }
+        // An old stick.
+        Err(CardError::NotNewer { .. }) => Ok(None),
+        Err(error) => {
+            log::warn!(peer:% = server, error:%; "a bundle brought a card that is not taken");
+            let details = [("error", error.to_string())];
+            Ok(Some(Renewal {
+                entry: mandate.entry("peer.renew.refused", server, details),
+                taken: false,
+            }))
+        }
+    }
+}
+
+/// What becomes of a card that came in a bundle.
+#[derive(Debug)]
+pub struct Renewal {
+    /// The row that tells of it.
+    pub entry: Entry,
+    /// Whether the card is taken.
+    pub taken: bool,
+}
+
 /// All peers with their cards.
 ///
 /// # Errors
@@ -231,16 +310,4 @@ pub fn list(store: &Store) -> Result<Vec<(Peer, Card)>, Error> {
 /// If the database fails.
 pub fn is_peer(store: &Store, server: &ServerName) -> Result<bool, Error> {
     Ok(store.read(|read| read.peer(server))?.is_some())
-}
-
-/// The public half of one of the box's keys.
-///
-/// # Errors
-/// If the database holds something else.
-pub fn public_key(key: &own_keys::Current) -> Result<PublicKey, Error> {
-    let algorithm = [Algorithm::Ed25519, Algorithm::P256]
-        .into_iter()
-        .find(|algorithm| algorithm.as_str() == key.key.algorithm)
-        .ok_or(Error::Damaged)?;
-    PublicKey::new(algorithm, &key.key.public).map_err(|_| Error::Damaged)
 }

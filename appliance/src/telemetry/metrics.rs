@@ -3,7 +3,11 @@
 //! Served as `/metrics` on the administration socket and on loopback listeners that list
 //! `metrics`. No metric has a label with a user, a room or an address.
 
-use std::{fmt, fs, time::Duration};
+use std::{
+    fmt, fs,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use http::{Method, StatusCode};
 use prometheus_client::{
@@ -16,7 +20,8 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
-use sallyport_core::custody::Mode;
+use sallyport_core::{admin::Backlog, custody::Mode, sign::RequestKind, time::Millis};
+use sallyport_hsm::Health;
 use sallyport_store::Committed;
 
 /// The numbers that the parts of the box keep up to date.
@@ -28,12 +33,19 @@ pub struct Metrics {
     write_group_size: Histogram,
     write_group_seconds: Histogram,
     events: Counter,
-    /// Own events that wait for their signature.
-    pub unsigned_events: Gauge,
+    unsigned_events: Gauge,
+    unsigned_oldest: Gauge,
+    signed_events: Counter,
     token_seconds: Histogram,
     token_mode: Family<ModeLabels, Gauge>,
     /// Handshakes that the token signed.
     pub tls_signatures: Counter,
+    token_requests: Family<TokenLabels, Counter>,
+    token_request_seconds: Family<KindLabels, Histogram, fn() -> Histogram>,
+    token_ready: Gauge,
+    token_absent: Gauge,
+    /// Since when the token has not been ready; `None` while it is.
+    absent_since: Mutex<Option<Instant>>,
     /// Clients that wait in `/sync`.
     pub sync_waiters: Gauge,
     /// Open connections.
@@ -58,6 +70,38 @@ struct EndpointLabels {
     endpoint: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenLabels {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+/// What came of a signature that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The token signed.
+    Signed,
+    /// The token did not.
+    Failed,
+    /// The token was not asked: too many of the kind.
+    HeldBack,
+}
+
+impl Outcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Signed => "signed",
+            Self::Failed => "failed",
+            Self::HeldBack => "held_back",
+        }
+    }
+}
+
 impl Metrics {
     /// All metrics at zero.
     pub fn new() -> Self {
@@ -70,9 +114,16 @@ impl Metrics {
             write_group_seconds: seconds(),
             events: Counter::default(),
             unsigned_events: Gauge::default(),
+            unsigned_oldest: Gauge::default(),
+            signed_events: Counter::default(),
             token_seconds: seconds(),
             token_mode: Family::default(),
             tls_signatures: Counter::default(),
+            token_requests: Family::default(),
+            token_request_seconds: Family::new_with_constructor(seconds),
+            token_ready: Gauge::default(),
+            token_absent: Gauge::default(),
+            absent_since: Mutex::default(),
             sync_waiters: Gauge::default(),
             connections: Gauge::default(),
         };
@@ -92,6 +143,12 @@ impl Metrics {
         registry.register_with_unit("store_write_group", "Time of a commit", Unit::Seconds, self.write_group_seconds.clone());
         registry.register("events", "Events accepted into rooms", self.events.clone());
         registry.register("unsigned_events", "Own events that wait for their signature", self.unsigned_events.clone());
+        registry.register_with_unit("unsigned_oldest", "How long the oldest of them has waited", Unit::Seconds, self.unsigned_oldest.clone());
+        registry.register("signed_events", "Own events that the token signed", self.signed_events.clone());
+        registry.register("token_requests", "Signatures asked for, by kind and by what came of it", self.token_requests.clone());
+        registry.register_with_unit("token_request", "Time of a signature that was asked for alone", Unit::Seconds, self.token_request_seconds.clone());
+        registry.register("token_ready", "Whether the token is open", self.token_ready.clone());
+        registry.register_with_unit("token_absent", "How long the token has not been open", Unit::Seconds, self.token_absent.clone());
         registry.register_with_unit("token_operation", "Time of an operation of the token", Unit::Seconds, self.token_seconds.clone());
         registry.register("token_mode", "Where the event key lives: 1 for the mode that is in use", self.token_mode.clone());
         registry.register_with_unit("process_resident_memory", "Resident memory", Unit::Bytes, self.resident_memory.clone());
@@ -134,6 +191,39 @@ impl Metrics {
             let labels = ModeLabels { mode: mode.as_str() };
             self.token_mode.get_or_create(&labels).set(i64::from(Some(mode) == in_use));
         }
+    }
+
+    /// Counts signatures of one kind that were asked for, and what came of them.
+    pub fn signatures(&self, kind: RequestKind, outcome: Outcome, count: usize) {
+        let labels = TokenLabels { kind: kind.as_str(), outcome: outcome.as_str() };
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.token_requests.get_or_create(&labels).inc_by(count);
+        if kind == RequestKind::Pdu && outcome == Outcome::Signed {
+            self.signed_events.inc_by(count);
+        }
+    }
+
+    /// Records how long a signature took that was asked for alone.
+    pub fn signature_time(&self, kind: RequestKind, elapsed: Duration) {
+        let labels = KindLabels { kind: kind.as_str() };
+        self.token_request_seconds.get_or_create(&labels).observe(elapsed.as_secs_f64());
+    }
+
+    /// Records what waits for the token.
+    pub fn backlog(&self, backlog: &Backlog, now: Millis) {
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.unsigned_events.set(gauge(backlog.events));
+        self.unsigned_oldest.set(gauge(backlog.age_seconds(now)));
+    }
+
+    /// Records how the token stands; `None` if there is none.
+    pub fn token_health(&self, health: Option<Health>) {
+        let mut since = self.absent_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = health == Some(Health::Ready);
+        *since = if ready { None } else { Some(since.unwrap_or_else(Instant::now)) };
+        let absent = since.map_or(0, |since| since.elapsed().as_secs());
+        self.token_ready.set(i64::from(ready));
+        self.token_absent.set(i64::try_from(absent).unwrap_or(i64::MAX));
     }
 
     /// The text format of Prometheus (OpenMetrics).

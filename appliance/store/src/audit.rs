@@ -5,6 +5,7 @@ use sallyport_core::{
     audit::{Entry, Row, Tip, append},
     digest::Sha256,
     limits::AUDIT_ROW_BYTES_MAX,
+    time::Millis,
 };
 
 use crate::{
@@ -13,7 +14,39 @@ use crate::{
     value::{millis, to_sql},
 };
 
+/// A checkpoint as the token signed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredCheckpoint {
+    /// The row that it is of.
+    pub row: u64,
+    /// When it was made.
+    pub made: Millis,
+    /// The COSE_Sign1.
+    pub bytes: Vec<u8>,
+}
+
 impl Read<'_> {
+    /// The newest checkpoint.
+    pub fn last_checkpoint(&self) -> Result<Option<StoredCheckpoint>> {
+        Ok(self
+            .prepare(
+                "SELECT tip, made, checkpoint FROM audit_checkpoints ORDER BY tip DESC LIMIT 1",
+            )?
+            .query_row([], checkpoint)
+            .optional()?)
+    }
+
+    /// The checkpoints of the rows after one and up to another.
+    pub fn checkpoints(&self, after: u64, up_to: u64) -> Result<Vec<StoredCheckpoint>> {
+        let sql = |row: u64| i64::try_from(row).unwrap_or(i64::MAX);
+        let mut statement = self.prepare(
+            "SELECT tip, made, checkpoint FROM audit_checkpoints
+             WHERE tip > ?1 AND tip <= ?2 ORDER BY tip",
+        )?;
+        let rows = statement.query_map([sql(after), sql(up_to)], checkpoint)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// The end of the log.
     pub fn audit_tip(&self) -> Result<Tip> {
         let last = self
@@ -43,6 +76,20 @@ impl Read<'_> {
 }
 
 impl Write<'_> {
+    /// Keeps a checkpoint. One of the same row stays: nobody needs two.
+    pub fn keep_checkpoint(&mut self, checkpoint: &StoredCheckpoint) -> Result<()> {
+        self.prepare(
+            "INSERT INTO audit_checkpoints (tip, made, checkpoint) VALUES (?1, ?2, ?3)
+             ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![
+            i64::try_from(checkpoint.row).unwrap_or(i64::MAX),
+            to_sql(checkpoint.made),
+            checkpoint.bytes
+        ])?;
+        Ok(())
+    }
+
     /// Appends a row and answers the new end of the log.
     ///
     /// # Errors
@@ -73,6 +120,14 @@ impl Write<'_> {
         ])?;
         Ok(Tip { id, hash })
     }
+}
+
+fn checkpoint(row: &SqlRow<'_>) -> rusqlite::Result<StoredCheckpoint> {
+    Ok(StoredCheckpoint {
+        row: row.get::<_, i64>(0)?.unsigned_abs(),
+        made: millis(row.get(1)?),
+        bytes: row.get(2)?,
+    })
 }
 
 fn audit_row(row: &SqlRow<'_>) -> Result<Row> {

@@ -50,6 +50,7 @@ mod view;
 
 pub use self::{
     account_data::{AccountData, StoredPusher},
+    audit::StoredCheckpoint,
     backups::{BackupChange, BackupKey, BackupState, BackupVersion},
     devices::Device,
     error::{Error, Result},
@@ -68,7 +69,7 @@ pub use self::{
     rooms::{Outcome, Placed},
     server_keys::OwnKey,
     sessions::{NewSession, NewTokens, Session, TokenHash},
-    signing::{SignedBatch, Unsigned, UnsignedEvent},
+    signing::{SignedBatch, SigningRun, Unsigned, UnsignedEvent},
     to_device::{ToDeviceMessages, ToDeviceSend},
     users::User,
     view::View,

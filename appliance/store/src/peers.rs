@@ -107,6 +107,14 @@ impl Read<'_> {
             .optional()?)
     }
 
+    /// The box's own pairing card, and since when it is installed.
+    pub fn own_card_since(&self) -> Result<Option<(Vec<u8>, Millis)>> {
+        Ok(self
+            .prepare("SELECT card, installed FROM own_card WHERE only_row = 1")?
+            .query_row([], |row| Ok((row.get(0)?, millis(row.get(1)?))))
+            .optional()?)
+    }
+
     /// A peer.
     pub fn peer(&self, server: &ServerName) -> Result<Option<Peer>> {
         self.prepare(&format!("SELECT {COLUMNS} FROM peers WHERE server = ?1"))?
@@ -293,13 +301,14 @@ impl Read<'_> {
 }
 
 impl Write<'_> {
-    /// Keeps the box's own pairing card.
-    pub fn set_own_card(&mut self, card: &[u8]) -> Result<()> {
+    /// Keeps the box's own pairing card. The same one again is installed since the first time.
+    pub fn set_own_card(&mut self, card: &[u8], now: Millis) -> Result<()> {
         self.prepare(
-            "INSERT INTO own_card (only_row, card) VALUES (1, ?1)
-             ON CONFLICT (only_row) DO UPDATE SET card = excluded.card",
+            "INSERT INTO own_card (only_row, card, installed) VALUES (1, ?1, ?2)
+             ON CONFLICT (only_row) DO UPDATE SET card = excluded.card, installed = excluded.installed
+             WHERE own_card.card <> excluded.card",
         )?
-        .execute([card])?;
+        .execute(params![card, to_sql(now)])?;
         Ok(())
     }
 

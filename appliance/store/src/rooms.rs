@@ -9,6 +9,7 @@ use sallyport_core::{
         Change, CurrentState, Draft, SealError, StateId, StateKey, StateMap, StateRef,
         create::Founded, pending_index, snapshot::Takeover,
     },
+    time::Millis,
 };
 
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
     events::{NewEvent, StoredEvent, Transaction},
     pool::{Read, Write},
     room::Room,
+    value::to_sql,
 };
 
 /// What came of a decision that was handed to the writer.
@@ -86,8 +88,9 @@ impl Write<'_> {
                 },
             )?;
         }
-        self.set_mac(nid, &chain)?;
-        self.after_change(nid, &founded.room_id, exposed)?;
+        self.set_mac(nid, &chain, founded.events.len())?;
+        let time = founded.events.last().map(|pdu| pdu.origin_server_ts());
+        self.after_change(nid, &founded.room_id, exposed, time)?;
         Ok(placed)
     }
 
@@ -139,8 +142,9 @@ impl Write<'_> {
         self.update_room(room.nid, &update)?;
         let mut chain = self.mac_chain(room.nid)?;
         chain.advance(mac, &event_id);
-        self.set_mac(room.nid, &chain)?;
-        self.after_change(room.nid, &room.room_id, room.exposed || exposed)?;
+        self.set_mac(room.nid, &chain, 1)?;
+        let time = Some(pdu.origin_server_ts());
+        self.after_change(room.nid, &room.room_id, room.exposed || exposed, time)?;
         Ok(Outcome::Done(Ok(Placed { event_id, position: Some(position) })))
     }
 
@@ -187,7 +191,8 @@ impl Write<'_> {
                 newest: room.newest,
             },
         )?;
-        self.after_change(room.nid, room_id, room.exposed)?;
+        let time = changes.last().map(|change| change.event.pdu().origin_server_ts());
+        self.after_change(room.nid, room_id, room.exposed, time)?;
         Ok(Outcome::Done(placed))
     }
 
@@ -307,7 +312,8 @@ impl Write<'_> {
                 newest: position,
             },
         )?;
-        self.after_change(nid, &takeover.room_id, true)?;
+        let time = Some(anchor.pdu().origin_server_ts());
+        self.after_change(nid, &takeover.room_id, true, time)?;
         Ok(Outcome::Done(Placed { event_id, position: Some(position) }))
     }
 
@@ -368,11 +374,23 @@ impl Write<'_> {
         self.insert_signatures(nid, change.event.signatures())
     }
 
-    fn after_change(&mut self, nid: i64, room_id: &RoomId, exposed: bool) -> Result<()> {
+    /// `time` is that of the newest event: from then on what has no signature waits for it.
+    fn after_change(
+        &mut self,
+        nid: i64,
+        room_id: &RoomId,
+        exposed: bool,
+        time: Option<Millis>,
+    ) -> Result<()> {
         self.touch_room(room_id);
         if exposed {
             self.prepare("UPDATE rooms SET exposed = 1 WHERE nid = ?1 AND exposed = 0")?
                 .execute([nid])?;
+            self.prepare(
+                "UPDATE rooms SET unsigned_since = ?2
+                 WHERE nid = ?1 AND unsigned > 0 AND unsigned_since IS NULL",
+            )?
+            .execute(params![nid, to_sql(time.unwrap_or_default())])?;
             self.touch_unsigned(room_id);
         }
         Ok(())
@@ -386,9 +404,11 @@ impl Write<'_> {
         })
     }
 
-    fn set_mac(&mut self, nid: i64, chain: &RoomChain) -> Result<()> {
-        self.prepare("UPDATE rooms SET mac = ?2 WHERE nid = ?1")?
-            .execute(params![nid, chain.mac])?;
+    /// `events` is how many local events the chain has grown by.
+    fn set_mac(&mut self, nid: i64, chain: &RoomChain, events: usize) -> Result<()> {
+        let events = i64::try_from(events).unwrap_or(i64::MAX);
+        self.prepare("UPDATE rooms SET mac = ?2, unsigned = unsigned + ?3 WHERE nid = ?1")?
+            .execute(params![nid, chain.mac, events])?;
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ruma::OwnedServerName;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Row, params};
 use sallyport_core::{event::KeyDocument, time::Millis};
 
 use crate::{
@@ -26,25 +26,28 @@ pub struct OwnKey {
     pub created: Millis,
     /// When it was replaced.
     pub retired: Option<Millis>,
+    /// When its private half was destroyed.
+    pub destroyed: Option<Millis>,
 }
 
 impl Read<'_> {
-    /// The box's keys of a role, the newest first.
+    /// The box's keys of a role, the newest first, those that were destroyed included.
     pub fn own_keys(&self, role: &str) -> Result<Vec<OwnKey>> {
         let mut statement = self.prepare(
-            "SELECT name, role, algorithm, public, created, retired FROM own_keys
-             WHERE role = ?1 ORDER BY created DESC, name",
+            "SELECT name, role, algorithm, public, created, retired, destroyed FROM own_keys
+             WHERE role = ?1 ORDER BY retired IS NOT NULL, created DESC, name",
         )?;
-        let rows = statement.query_map([role], |row| {
-            Ok(OwnKey {
-                name: row.get(0)?,
-                role: row.get(1)?,
-                algorithm: row.get(2)?,
-                public: row.get(3)?,
-                created: millis(row.get(4)?),
-                retired: row.get::<_, Option<i64>>(5)?.map(millis),
-            })
-        })?;
+        let rows = statement.query_map([role], own_key)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// All keys of the box, the newest of each role first.
+    pub fn all_own_keys(&self) -> Result<Vec<OwnKey>> {
+        let mut statement = self.prepare(
+            "SELECT name, role, algorithm, public, created, retired, destroyed FROM own_keys
+             ORDER BY role, retired IS NOT NULL, created DESC, name",
+        )?;
+        let rows = statement.query_map([], own_key)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
@@ -69,8 +72,8 @@ impl Write<'_> {
     /// Notes a key of this box.
     pub fn insert_own_key(&mut self, key: &OwnKey) -> Result<()> {
         self.prepare(
-            "INSERT INTO own_keys (name, role, algorithm, public, created, retired)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
+            "INSERT INTO own_keys (name, role, algorithm, public, created, retired, destroyed)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
         )?
         .execute(params![
             key.name,
@@ -78,8 +81,23 @@ impl Write<'_> {
             key.algorithm,
             key.public,
             number(key.created),
-            key.retired.map(number)
+            key.retired.map(number),
+            key.destroyed.map(number)
         ])?;
+        Ok(())
+    }
+
+    /// Notes that a key was replaced at this time. One that was replaced before keeps its time.
+    pub fn retire_own_key(&mut self, name: &str, at: Millis) -> Result<()> {
+        self.prepare("UPDATE own_keys SET retired = ?2 WHERE name = ?1 AND retired IS NULL")?
+            .execute(params![name, number(at)])?;
+        Ok(())
+    }
+
+    /// Notes that the private half of a key is no more.
+    pub fn note_destroyed_key(&mut self, name: &str, at: Millis) -> Result<()> {
+        self.prepare("UPDATE own_keys SET destroyed = ?2 WHERE name = ?1 AND destroyed IS NULL")?
+            .execute(params![name, number(at)])?;
         Ok(())
     }
 
@@ -103,6 +121,18 @@ impl Write<'_> {
         ])?;
         Ok(())
     }
+}
+
+fn own_key(row: &Row<'_>) -> rusqlite::Result<OwnKey> {
+    Ok(OwnKey {
+        name: row.get(0)?,
+        role: row.get(1)?,
+        algorithm: row.get(2)?,
+        public: row.get(3)?,
+        created: millis(row.get(4)?),
+        retired: row.get::<_, Option<i64>>(5)?.map(millis),
+        destroyed: row.get::<_, Option<i64>>(6)?.map(millis),
+    })
 }
 
 fn millis(number: i64) -> Millis {

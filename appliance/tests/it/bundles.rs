@@ -35,7 +35,7 @@ use sallyport_store::{Error, Outcome};
 use crate::officers::Officers;
 
 pub(crate) const NOW: Millis = Millis(1_000_000_000_000);
-const ALICE: &str = "@alice:alpha.test";
+pub(crate) const ALICE: &str = "@alice:alpha.test";
 const BOB: &str = "@bob:bravo.test";
 
 pub(crate) fn order() -> Order {
@@ -51,7 +51,7 @@ pub(crate) struct Enclave {
 }
 
 /// A box with a software token, two officers whose approval nothing needs, and a card that its enclave's root has signed.
-fn enclave(name: &str) -> Enclave {
+pub(crate) fn enclave(name: &str) -> Enclave {
     let enclave = bare_enclave(name, 0, 0);
     peers::install_own_card(&enclave.app, enclave.card.clone(), &order()).unwrap();
     enclave
@@ -114,7 +114,7 @@ impl Enclave {
         Proposed::parse(&self.card, NOW).unwrap().fingerprint().words()
     }
 
-    fn send(&self, room_id: &OwnedRoomId, intent: Intent) {
+    pub(crate) fn send(&self, room_id: &OwnedRoomId, intent: Intent) {
         let draft = self
             .app
             .store
@@ -153,7 +153,7 @@ impl Enclave {
         import(&self.app, bundle, Sha256::of(&fs::read(bundle).unwrap()), &order())
     }
 
-    fn bodies(&self, room_id: &OwnedRoomId) -> Vec<String> {
+    pub(crate) fn bodies(&self, room_id: &OwnedRoomId) -> Vec<String> {
         self.app
             .store
             .read(|read| {
@@ -207,7 +207,7 @@ fn member(sender: &str, target: &str, membership: &str) -> Intent {
     state(sender, "m.room.member", target, &format!(r#"{{"membership":"{membership}"}}"#))
 }
 
-fn message(sender: &str, body: &str) -> Intent {
+pub(crate) fn message(sender: &str, body: &str) -> Intent {
     Intent {
         state_key: None,
         ..state(sender, "m.room.message", "", &format!(r#"{{"body":"{body}"}}"#))
@@ -346,7 +346,7 @@ fn two_who_sign_at_the_same_time_share_the_work() {
         alpha.send(&room_id, message(ALICE, &n.to_string()));
     }
     let app = &alpha.app;
-    let unsigned = || app.store.read(|read| read.unsigned_count()).unwrap();
+    let unsigned = || app.store.read(|read| read.backlog()).unwrap().events;
     let operations = || {
         let text = app.metrics.encode().unwrap();
         let line = text
@@ -358,7 +358,7 @@ fn two_who_sign_at_the_same_time_share_the_work() {
     assert!(waiting > 100);
     let token = app.token.as_deref().unwrap();
     let sign = || {
-        signer::sign_pending(&app.store, token, &app.event_mac, &app.signing, || false).unwrap();
+        signer::sign_pending(app, token, || false).unwrap();
         // Whoever is ready first knows that everything is signed: an export goes on from here.
         assert_eq!(unsigned(), 0);
     };

@@ -33,6 +33,8 @@ mod rooms;
 #[cfg(test)]
 mod rooms_http;
 #[cfg(test)]
+mod rotation;
+#[cfg(test)]
 mod settings;
 #[cfg(test)]
 mod signing;

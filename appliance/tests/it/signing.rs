@@ -1,22 +1,32 @@
 //! Signing behind the conversation while the token comes and goes.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
-    mpsc::{Receiver, Sender, channel},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    time::Duration,
 };
 
 use ruma::server_name;
 use sallyport::service::{
+    audit,
     bundle::{self, export::export},
-    peers, signer,
+    own_keys, peers, signer,
 };
-use sallyport_core::sign::{KeyRole, PublicKey, Signature, SigningRequest};
+use sallyport_core::{
+    audit::{Row, Tip, Vouched, verify},
+    limits::{CHECKPOINT_ROWS, SIGNING_RUN_MS_MAX},
+    merkle::Tree,
+    sign::{KeyRole, PublicKey, Signature, SigningRequest},
+    time::Millis,
+};
 use sallyport_hsm::{
     Caps, Error, Health, KeyKind, KeyName, Mode, P256_POINT_BYTES, Pin, Secret32, Token,
 };
 
-use crate::bundles::{bare_enclave, order, shared_room};
+use crate::bundles::{ALICE, Enclave, NOW, bare_enclave, message, order, shared_room};
 
 /// A token that can be pulled out. Says when it was asked in vain.
 struct Pluggable {
@@ -133,4 +143,89 @@ async fn an_export_does_not_wait_for_a_signer_that_rests() {
     exported.await.unwrap();
     assert!(!signer.is_finished());
     signer.abort();
+}
+
+fn log(enclave: &Enclave) -> Vec<Row> {
+    enclave.app.store.read(|read| read.audit_rows(0, 1000)).unwrap()
+}
+
+#[test]
+fn the_audit_log_tells_of_signatures_once_they_are_many_old_or_leave_the_box() {
+    let (alpha, bravo) = (bare_enclave("alpha.test", 0, 0), bare_enclave("bravo.test", 0, 0));
+    peers::install_own_card(&alpha.app, alpha.card.clone(), &order()).unwrap();
+    alpha.pair(&bravo);
+    let store = &alpha.app.store;
+    let room_id = shared_room(&alpha);
+    let mut tree = Tree::default();
+    for room_id in store.read(|read| read.rooms_to_sign()).unwrap() {
+        let unsigned = store.read(|read| read.unsigned(&room_id, &alpha.app.event_mac, 100));
+        for event in unsigned.unwrap().unwrap().events {
+            tree.push(event.pdu.event_id().as_bytes());
+        }
+    }
+    let token = alpha.app.token.clone().unwrap();
+    signer::sign_pending(&alpha.app, &*token, || false).unwrap();
+    let told = || log(&alpha).into_iter().filter(|row| row.entry.action == "events.sign").count();
+    let tell = |ms| audit::tell_of_signatures(store, audit::When::Due, Millis(NOW.0 + ms)).unwrap();
+    tell(SIGNING_RUN_MS_MAX - 1);
+    assert_eq!(told(), 0);
+    tell(SIGNING_RUN_MS_MAX);
+    tell(SIGNING_RUN_MS_MAX);
+    assert_eq!(told(), 1);
+    let entry = log(&alpha).pop().unwrap().entry;
+    assert_eq!(entry.actor, "the box");
+    assert!(entry.subject.starts_with("event:"), "{}", entry.subject);
+    assert_eq!(entry.details["events"], tree.size().to_string());
+    assert_eq!(entry.details["rooms"], "1");
+    assert_eq!(entry.details["merkle_root"], tree.root().to_string());
+
+    // What an export signs is on record before the bundle is.
+    alpha.send(&room_id, message(ALICE, "more"));
+    alpha.export(&bravo);
+    let actions: Vec<_> = log(&alpha).into_iter().map(|row| row.entry.action).collect();
+    assert_eq!(&actions[actions.len() - 2..], ["events.sign", "bundle.export"]);
+}
+
+#[test]
+fn the_token_vouches_for_the_audit_log_after_many_rows_or_a_day() {
+    let alpha = bare_enclave("alpha.test", 0, 0);
+    let (store, token) = (&alpha.app.store, alpha.app.token.clone().unwrap());
+    let days = |days: u64| NOW.plus(Duration::from_secs(24 * 3600 * days));
+    let name = server_name!("alpha.test");
+    let checkpoints = |now| {
+        audit::checkpoint_if_due(store, &*token, name, now).unwrap();
+        store.read(|read| read.checkpoints(0, u64::MAX)).unwrap()
+    };
+    let rows = |count: u64| {
+        let entry = order().alone().unwrap().entry("clock.accept", "", []);
+        store
+            .write(move |write| {
+                (0..count).try_for_each(|_| write.append_audit(entry.clone()).map(drop))
+            })
+            .unwrap();
+    };
+    assert_eq!(checkpoints(NOW), []);
+    rows(1);
+    assert_eq!(checkpoints(NOW).len(), 1);
+    assert_eq!(checkpoints(days(9)).len(), 1, "nothing is new");
+    rows(CHECKPOINT_ROWS - 1);
+    assert_eq!(checkpoints(NOW).len(), 1);
+    rows(1);
+    assert_eq!(checkpoints(NOW).len(), 2);
+    rows(1);
+    assert_eq!(checkpoints(NOW).len(), 2);
+    let all = checkpoints(days(1));
+    assert_eq!(all.len(), 3);
+    assert_eq!(audit::checkpoint_on_order(store, &*token, name, &order()).unwrap().id, 259);
+
+    let key = own_keys::required(store, KeyRole::Audit).unwrap().key;
+    let mut vouched = Vouched::new([own_keys::public_key(&key).unwrap()].into(), None);
+    let mut tip = Tip::default();
+    for row in log(&alpha) {
+        tip = verify(tip, [&row]).unwrap();
+        for checkpoint in all.iter().filter(|checkpoint| checkpoint.row == row.id) {
+            vouched.checkpoint(tip, &checkpoint.bytes).unwrap();
+        }
+    }
+    assert_eq!(vouched.up_to(), Some((258, days(1))));
 }

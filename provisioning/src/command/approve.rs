@@ -63,6 +63,23 @@ pub(crate) enum Command {
         #[command(flatten)]
         officer: Officer,
     },
+    /// Approve an order about the box's own keys: rotation, hand-over or destruction. The box prints the whole command.
+    Keys {
+        /// The keys that the order ends, as `sallyctl hsm status` names them.
+        #[arg(required = true)]
+        keys: Vec<KeyName>,
+        /// What becomes of them.
+        #[arg(long, value_parser = ["key.rotate", "key.hand-over", "key.destroy"])]
+        action: String,
+        /// Server name of the enclave.
+        #[arg(long, value_name = "NAME")]
+        enclave: OwnedServerName,
+        /// The life of the box's database, 32 digits: an approval does not outlive a restore from a backup.
+        #[arg(long, value_name = "DIGITS")]
+        incarnation: Incarnation,
+        #[command(flatten)]
+        officer: Officer,
+    },
     /// Approve that an enclave's own card is installed.
     Card {
         /// The card.
@@ -117,6 +134,12 @@ impl Command {
                 );
                 let what = format!("{enclave} may pair with {peer}.");
                 officer.approve(&Consent::to_pairing(enclave, hash_of_card(&file)?), &what, out)
+            }
+            Self::Keys { keys, action, enclave, incarnation, officer } => {
+                let names: Vec<_> = keys.iter().map(ToString::to_string).collect();
+                let what = format!("{action} of {} in {enclave}.", names.join(", "));
+                let consent = Consent::to_keys(enclave, incarnation, &action, &names);
+                officer.approve(&consent, &what, out)
             }
             Self::Card { file, officer } => {
                 let card = card::read(&file)?;

@@ -1,6 +1,7 @@
 //! `sallyctl audit`: was the log of administrative commands left as the box wrote it?
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     path::{Path, PathBuf},
@@ -9,10 +10,14 @@ use std::{
 use anyhow::{Context as _, ensure};
 use clap::Subcommand;
 use sallyport_core::{
-    admin::{AuditPage, path},
-    audit::{self, Row, Tip},
+    admin::{AuditPage, SignedCheckpoint, path},
+    audit::{self, Row, Tip, Vouched},
     digest::Sha256,
+    limits::AUDIT_KEYS_MAX,
+    sign::PublicKey,
+    time::Millis,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     client::Box as TheBox,
@@ -25,8 +30,8 @@ const ROW_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Follow the chain of hashes from the first row to the last. Compare the last hash with one that you wrote down:
-    /// only then is the end of the log known to be there.
+    /// Follow the chain of hashes from the first row to the last, and verify what the token signed of it. Compare the last hash
+    /// with one that you wrote down: only then is the end of the log known to be there.
     Verify {
         /// An exported log instead of the box's own.
         #[arg(long, value_name = "FILE")]
@@ -34,8 +39,13 @@ pub(crate) enum Command {
         /// A hash that you wrote down; the log must contain it.
         #[arg(long, value_name = "HASH")]
         contains: Option<Sha256>,
+        /// The audit key that you wrote down, `ed25519:…` or `p256:…`; without it, those count that the box or the file names.
+        #[arg(long, value_name = "KEY")]
+        key: Option<PublicKey>,
     },
-    /// Write the whole log to a file, one row of JSON per line.
+    /// Have the token sign where the log stands, at once: before an audit, or before the box is handed over.
+    Checkpoint,
+    /// Write the whole log to a file, one row of JSON per line, with the token's checkpoints and the keys that signed them.
     Export {
         /// The file.
         #[arg(long, value_name = "FILE")]
@@ -52,28 +62,31 @@ pub(crate) enum Command {
 impl Command {
     pub(crate) fn run(self, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Verify { file, contains } => {
-                let mut chain = Chain { tip: Tip::default(), wanted: contains };
+            Self::Verify { file, contains, key } => {
+                let mut log = Log::new(contains, key);
                 match file {
-                    Some(file) => read_export(&file, |row| chain.follow(&row))?,
-                    None => each_row(the_box, 0, |row| chain.follow(&row))?,
+                    Some(file) => read_export(&file, |line| log.follow(line))?,
+                    None => each_line(the_box, 0, |line| log.follow(line))?,
                 }
-                ensure!(
-                    chain.wanted.is_none(),
-                    "the log does not contain the hash that you wrote down: rows were removed"
-                );
-                out.show(&chain.tip, |tip| {
-                    format!("The log is whole: {} rows, last hash {}\n", tip.id, tip.hash)
+                out.show(&log.finish()?, Verified::text)
+            }
+            Self::Checkpoint => {
+                let tip: Tip = the_box.command(path::AUDIT_CHECKPOINT, &())?;
+                out.show(&tip, |tip| {
+                    format!(
+                        "The token vouches for the log up to row {}, hash {}\n",
+                        tip.id, tip.hash
+                    )
                 })
             }
             Self::Export { out: path } => {
                 let mut file = files::create_secret(&path)?;
                 let mut rows = 0_u64;
-                each_row(the_box, 0, |row| {
-                    let mut line = serde_json::to_vec(&row).context("cannot write a row")?;
-                    line.push(b'\n');
-                    rows += 1;
-                    file.write_all(&line)
+                each_line(the_box, 0, |line| {
+                    rows += u64::from(matches!(line, Line::Row(_)));
+                    let mut json = serde_json::to_vec(&line).context("cannot write a row")?;
+                    json.push(b'\n');
+                    file.write_all(&json)
                         .with_context(|| format!("cannot write {}", path.display()))
                 })?;
                 file.sync_all().with_context(|| format!("cannot write {}", path.display()))?;
@@ -83,8 +96,10 @@ impl Command {
                 let page: AuditPage =
                     the_box.ask(&format!("{}?after={}", path::AUDIT, u64::MAX))?;
                 let mut rows = Vec::new();
-                each_row(the_box, page.tip.id.saturating_sub(last), |row| {
-                    rows.push(row);
+                each_line(the_box, page.tip.id.saturating_sub(last), |line| {
+                    if let Line::Row(row) = line {
+                        rows.push(*row);
+                    }
                     Ok(())
                 })?;
                 out.show(&rows, |rows| table(rows))
@@ -93,37 +108,142 @@ impl Command {
     }
 }
 
-/// A chain that is being followed, and a hash that must come by.
-struct Chain {
-    tip: Tip,
-    wanted: Option<Sha256>,
+/// A line of an exported log. Keys come first, and each checkpoint after the row that it is of.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Key { audit_key: PublicKey },
+    Checkpoint(SignedCheckpoint),
+    Row(Box<Row>),
 }
 
-impl Chain {
-    fn follow(&mut self, row: &Row) -> anyhow::Result<()> {
-        self.tip = audit::verify(self.tip, [row])?;
-        if self.wanted == Some(self.tip.hash) {
-            self.wanted = None;
+/// A log that is being followed.
+struct Log {
+    tip: Tip,
+    /// A hash that must come by.
+    wanted: Option<Sha256>,
+    /// The key that the officer wrote down: no other is believed.
+    pinned: Option<PublicKey>,
+    keys: BTreeSet<PublicKey>,
+    vouched: Option<Vouched>,
+}
+
+/// What is known of a log.
+#[derive(Serialize)]
+struct Verified {
+    #[serde(flatten)]
+    tip: Tip,
+    /// The last row that the token vouches for.
+    vouched: Option<u64>,
+    vouched_at: Option<Millis>,
+    /// Whether the key was one that the officer wrote down.
+    pinned: bool,
+    keys: Vec<PublicKey>,
+}
+
+impl Log {
+    fn new(wanted: Option<Sha256>, pinned: Option<PublicKey>) -> Self {
+        let keys = pinned.iter().cloned().collect();
+        Self { tip: Tip::default(), wanted, pinned, keys, vouched: None }
+    }
+
+    fn follow(&mut self, line: Line) -> anyhow::Result<()> {
+        match line {
+            Line::Key { audit_key } => {
+                ensure!(self.vouched.is_none(), "a key stands behind the first row of the log");
+                if self.pinned.is_none() {
+                    self.keys.insert(audit_key);
+                }
+                ensure!(self.keys.len() <= AUDIT_KEYS_MAX, "the log names too many audit keys");
+            }
+            Line::Checkpoint(checkpoint) => {
+                let tip = self.tip;
+                self.vouched().checkpoint(tip, &checkpoint.bytes())?;
+            }
+            Line::Row(row) => {
+                self.tip = audit::verify(self.tip, [&*row])?;
+                self.vouched().row(&row);
+                if self.wanted == Some(self.tip.hash) {
+                    self.wanted = None;
+                }
+            }
         }
         Ok(())
     }
-}
 
-/// All rows of the box after one, page by page.
-fn each_row(
-    the_box: &TheBox,
-    mut after: u64,
-    mut each: impl FnMut(Row) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    loop {
-        let page: AuditPage = the_box.ask(&format!("{}?after={after}", path::AUDIT))?;
-        let Some(last) = page.rows.last() else { return Ok(()) };
-        after = last.id;
-        page.rows.into_iter().try_for_each(&mut each)?;
+    fn vouched(&mut self) -> &mut Vouched {
+        let keys = &self.keys;
+        self.vouched.get_or_insert_with(|| Vouched::new(keys.clone(), None))
+    }
+
+    fn finish(mut self) -> anyhow::Result<Verified> {
+        ensure!(
+            self.wanted.is_none(),
+            "the log does not contain the hash that you wrote down: rows were removed"
+        );
+        let up_to = self.vouched().up_to();
+        Ok(Verified {
+            tip: self.tip,
+            vouched: up_to.map(|(row, _)| row),
+            vouched_at: up_to.map(|(_, at)| at),
+            pinned: self.pinned.is_some(),
+            keys: self.keys.into_iter().collect(),
+        })
     }
 }
 
-fn read_export(path: &Path, mut each: impl FnMut(Row) -> anyhow::Result<()>) -> anyhow::Result<()> {
+impl Verified {
+    fn text(&self) -> String {
+        let whole =
+            format!("The log is whole: {} rows, last hash {}\n", self.tip.id, self.tip.hash);
+        let vouched = match (self.vouched, self.vouched_at) {
+            (Some(row), Some(at)) => {
+                let at = output::time(at);
+                format!("The token vouches for it up to row {row}, since {at}\n")
+            }
+            _ => "The token vouches for none of it: no checkpoint was made yet\n".to_owned(),
+        };
+        let keys = self.keys.iter().map(|key| format!("  {key}\n")).collect::<String>();
+        let believed = if self.pinned || self.keys.is_empty() {
+            String::new()
+        } else {
+            format!(
+                "Its key is believed as it was found; compare it with the protocol of the ceremony, or give it with --key:\n{keys}"
+            )
+        };
+        whole + &vouched + &believed
+    }
+}
+
+/// The keys, then all rows of the box after one, page by page, each with its checkpoint.
+fn each_line(
+    the_box: &TheBox,
+    mut after: u64,
+    mut each: impl FnMut(Line) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let begin = after;
+    loop {
+        let page: AuditPage = the_box.ask(&format!("{}?after={after}", path::AUDIT))?;
+        if after == begin {
+            page.keys.into_iter().try_for_each(|audit_key| each(Line::Key { audit_key }))?;
+        }
+        let Some(last) = page.rows.last() else { return Ok(()) };
+        after = last.id;
+        let mut checkpoints = page.checkpoints.into_iter().peekable();
+        for row in page.rows {
+            let id = row.id;
+            each(Line::Row(Box::new(row)))?;
+            if let Some(checkpoint) = checkpoints.next_if(|checkpoint| checkpoint.row == id) {
+                each(Line::Checkpoint(checkpoint))?;
+            }
+        }
+    }
+}
+
+fn read_export(
+    path: &Path,
+    mut each: impl FnMut(Line) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let shown = path.display();
     let file = File::open(path).with_context(|| format!("cannot open {shown}"))?;
     let mut reader = BufReader::new(file);
@@ -137,9 +257,9 @@ fn read_export(path: &Path, mut each: impl FnMut(Row) -> anyhow::Result<()>) -> 
         if line.is_empty() {
             break;
         }
-        let row = serde_json::from_slice(&line)
+        let line = serde_json::from_slice(&line)
             .with_context(|| format!("line {number} of {shown} is not a row of an audit log"))?;
-        each(row)?;
+        each(line)?;
     }
     Ok(())
 }

@@ -32,14 +32,18 @@ pub(crate) struct Signer {
 }
 
 impl TokenArgs {
-    /// Opens the token for work on this enclave; asks for the PIN if it wants one.
-    pub(crate) fn open(&self, enclave: OwnedServerName) -> anyhow::Result<Signer> {
+    /// What the file says.
+    pub(crate) fn config(&self) -> anyhow::Result<TokenConfig> {
         const CONFIG_BYTES_MAX: usize = 64 * 1024;
         let shown = self.token.display();
         let text = String::from_utf8(files::read(&self.token, CONFIG_BYTES_MAX)?)
             .with_context(|| format!("{shown} is not text"))?;
-        let config: TokenConfig =
-            toml::from_str(&text).with_context(|| format!("{shown} does not describe a token"))?;
+        toml::from_str(&text).with_context(|| format!("{shown} does not describe a token"))
+    }
+
+    /// Opens the token for work on this enclave; asks for the PIN if it wants one.
+    pub(crate) fn open(&self, enclave: OwnedServerName) -> anyhow::Result<Signer> {
+        let config = self.config()?;
         let policy = Policy { server_name: enclave };
         let program = HelperProgram::this_one();
         let token = sallyport_hsm::open(&config, self.allow_software_keys, policy, program, None)
@@ -60,6 +64,12 @@ impl Signer {
         let name = self.token.generate(role, kind).context("the token made no key")?;
         let public = self.token.public_key(&name).context("the new key cannot be read")?;
         Ok((name, public))
+    }
+
+    /// The kind of key to make for a role: the best that the token can do.
+    pub(crate) fn kind_for(&self, role: KeyRole) -> anyhow::Result<sallyport_hsm::KeyKind> {
+        let kind = self.token.kind_for(role);
+        kind.with_context(|| format!("the token can make no key of the role {role}"))
     }
 
     /// The key of a role: the named one, or the only one.

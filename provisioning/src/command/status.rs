@@ -1,8 +1,12 @@
 //! `sallyctl status`: how the box is.
 
 use sallyport_core::{
-    admin::{BoxKeyPlace, CertificateStatus, Status, TokenReport, TokenStatus, VaultStatus, path},
+    admin::{
+        Backlog, BoxKeyPlace, CertificateStatus, Status, TokenReport, TokenStatus, VaultStatus,
+        path,
+    },
     custody::Mode,
+    time::Millis,
 };
 
 use super::certificate;
@@ -46,8 +50,24 @@ fn text(status: &Status) -> String {
     let certificate = status.certificate.as_ref().map_or_else(nothing, certificate_text);
     pairs.push(("certificate", certificate));
     pairs.push(("secrets", vault_text(&status.vault)));
+    pairs.push(("to be signed", backlog_text(&status.backlog, status.now)));
     pairs.push(("audit log", audit));
-    output::pairs(&pairs)
+    let warnings = status.warnings.iter().map(|warning| format!("WARNING: {warning}.\n"));
+    output::pairs(&pairs) + &warnings.collect::<String>()
+}
+
+/// What waits for the token, in one line.
+pub(super) fn backlog_text(backlog: &Backlog, now: Millis) -> String {
+    let Backlog { events, rooms, .. } = *backlog;
+    let minutes = backlog.age_seconds(now) / 60;
+    match (events, minutes) {
+        (0, _) => "nothing waits".to_owned(),
+        (_, 0) => format!("{events} events in {rooms} rooms, since a moment ago"),
+        (_, minutes) => {
+            let (hours, minutes) = (minutes / 60, minutes % 60);
+            format!("{events} events in {rooms} rooms, the oldest for {hours} h {minutes} min")
+        }
+    }
 }
 
 /// The keys whose place is known.
@@ -92,7 +112,7 @@ fn vault_text(vault: &VaultStatus) -> String {
 }
 
 /// How the token is, in one line.
-fn token_text(token: &TokenStatus) -> String {
+pub(super) fn token_text(token: &TokenStatus) -> String {
     match token {
         TokenStatus::None => "none configured: nothing leaves this box".to_owned(),
         TokenStatus::Starting => "being opened".to_owned(),

@@ -139,6 +139,21 @@ impl Consent {
     /// Installing the enclave's own card.
     pub const INSTALL_CARD: &str = "card.install";
 
+    /// To an order about the box's own keys, which these names are, in one life of its database: a key is replaced or destroyed once, so the consent is
+    /// for nothing afterwards. The action is that of a [`KeyAction`](super::KeyAction).
+    #[must_use]
+    pub fn to_keys(
+        enclave: OwnedServerName,
+        incarnation: Incarnation,
+        action: &str,
+        keys: &[String],
+    ) -> Self {
+        // No name has a space in it.
+        let names = keys.join(" ");
+        let parts: [&[u8]; 3] = [b"sallyport/keys/1", &incarnation.0, names.as_bytes()];
+        Self { enclave, action: action.to_owned(), subject: Sha256::of_parts(&parts) }
+    }
+
     /// To a roster that locks many accounts; `roster` is the hash of its statement.
     #[must_use]
     pub fn to_mass_lock(enclave: OwnedServerName, roster: Sha256) -> Self {
@@ -394,6 +409,24 @@ mod tests {
         ];
         let subjects: BTreeSet<_> = all.iter().map(|consent| consent.subject).collect();
         assert_eq!(subjects.len(), all.len());
+    }
+
+    #[test]
+    fn a_consent_to_keys_names_action_keys_and_life_of_the_database() {
+        let of = |incarnation: u8, action: &str, keys: &[&str]| {
+            let enclave = owned_server_name!("alpha.example");
+            let keys: Vec<_> = keys.iter().map(|key| (*key).to_owned()).collect();
+            let consent = Consent::to_keys(enclave, Incarnation([incarnation; 16]), action, &keys);
+            (consent.action, consent.subject)
+        };
+        let all = [
+            of(1, "key.rotate", &["event:01"]),
+            of(2, "key.rotate", &["event:01"]),
+            of(1, "key.destroy", &["event:01"]),
+            of(1, "key.rotate", &["event:02"]),
+            of(1, "key.rotate", &["event:01", "event:02"]),
+        ];
+        assert_eq!(BTreeSet::from(all.clone()).len(), all.len());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use sallyport_core::{
     card::Card,
     digest::Sha256,
     limits,
-    sign::{KeyRole, SigningRequest},
+    sign::SigningRequest,
     time::Millis,
 };
 use sallyport_store::{Peer, Read, Told};
@@ -28,9 +28,11 @@ use super::{Error, file, media, rooms, users};
 use crate::{
     app::{App, random},
     service::{
+        audit::{self, When},
         clock,
         order::{Mandate, Order},
-        own_keys, peers, signer,
+        own_keys::{self, Current},
+        peers, signer,
     },
 };
 
@@ -70,7 +72,7 @@ pub fn export(app: &App, to: &ServerName, order: &Order) -> Result<Exported, Err
     let mandate = approved(app, &peer, order)?;
     let token = app.token.as_deref().ok_or(peers::Error::NoToken)?;
     let stop = || app.shutdown.is_requested();
-    signer::sign_pending(&app.store, token, &app.event_mac, &app.signing, stop)?;
+    signer::sign_pending(app, token, stop)?;
 
     let folder = app.config.data_dir.join("bundles");
     fs::DirBuilder::new()
@@ -88,7 +90,8 @@ pub fn export(app: &App, to: &ServerName, order: &Order) -> Result<Exported, Err
     let filled = app.store.read(|read| fill(read, app, &peer, writer, now))?;
     let manifest = manifest(app, &peer, &filled, id, now)?;
     let mut bundle = Temporary::create(spool.path.with_extension("bundle"))?;
-    let header = seal(app, &card, &manifest, &spool, &mut bundle, now)?;
+    let courier = peers::courier_key_for(&app.store, &peer)?;
+    let header = seal(app, &card, &courier, &manifest, &spool, &mut bundle, now)?;
     note_sent(app, peer, filled, &header, &mandate)?;
     Ok(Exported { path: bundle.keep(), header })
 }
@@ -135,6 +138,7 @@ fn note_sent(
             return Err(Error::Overtaken(peer.server));
         }
         write.note_sent(&peer.server, &told, &hash, &snapshots)?;
+        audit::append_signatures(write, When::Now, entry.at)?;
         write.append_audit(entry)?;
         Ok(())
     })
@@ -305,6 +309,7 @@ fn acknowledgement(app: &App, peer: &Peer, filled: &Filled) -> Result<Option<Ack
 fn seal(
     app: &App,
     card: &Card,
+    courier: &Current,
     manifest: &Manifest,
     spool: &Temporary,
     output: &mut Temporary,
@@ -314,8 +319,7 @@ fn seal(
     let server = &card.content().server_name;
     let recipient_key =
         card.encryption_key(now).ok_or_else(|| Error::NoRecipientKey(server.clone()))?;
-    let courier = own_keys::required(&app.store, KeyRole::Courier)?;
-    let signing_key = peers::public_key(&courier)?;
+    let signing_key = own_keys::public_key(&courier.key)?;
     let randomness = random()?;
     let envelope = Envelope {
         manifest,

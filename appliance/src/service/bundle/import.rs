@@ -97,6 +97,7 @@ pub fn import(
     check_approvers(app, &header, sha256, &mandate)?;
 
     let mut import = Import::begin(app, &authentic, sha256, &mandate)?;
+    import.take_card(authentic.manifest())?;
     import.take_server_keys(authentic.manifest())?;
     let mut records = authentic.records(open(path)?)?;
     import.take_records(&mut records)?;
@@ -142,15 +143,19 @@ fn place(store: &Store, peer: &Peer, header: &Header) -> Result<Sequence, Error>
     Ok(sequence(&position, |_| known.map(Sha256), &[], header))
 }
 
+/// Opens a bundle with the key that its header names: peers use that of the newest card they have.
 fn unlock(
     app: &App,
     sealed: Sealed<BufReader<File>>,
     now: Millis,
 ) -> Result<sallyport_core::bundle::Unlocked<BufReader<File>>, Error> {
     let token = app.token.as_deref().ok_or(peers::Error::NoToken)?;
-    let key = own_keys::required(&app.store, KeyRole::CourierEncryption)?;
-    let own = peers::encryption_key(&app.store, now)?;
-    Ok(sealed.unlock(&own, |asked| match asked {
+    let current = own_keys::required(&app.store, KeyRole::CourierEncryption)?;
+    let wanted = sealed.header().recipient_key;
+    let usable = own_keys::usable(&app.store, KeyRole::CourierEncryption)?;
+    let named = usable.into_iter().find(|key| peers::encryption_half(key, now).id() == wanted);
+    let key = named.unwrap_or(current);
+    Ok(sealed.unlock(&peers::encryption_half(&key, now), |asked| match asked {
         PrivateHalf::Agree(point) => {
             token.agree(&key.name, point).map(|secret| Zeroizing::new(*secret.expose()))
         }
@@ -252,6 +257,21 @@ impl<'a> Import<'a> {
         };
         import.write(move |write, _| write.append_audit(entry).map(drop))?;
         Ok(import)
+    }
+
+    /// Keeps the peer's card if it is newer than the one we have. It takes effect with the next bundle.
+    fn take_card(&mut self, manifest: &Manifest) -> Result<(), Error> {
+        let Some(card) = &manifest.card else { return Ok(()) };
+        let renewal = peers::renewal(&self.app.store, &self.peer, card, self.mandate)?;
+        let Some(peers::Renewal { entry, taken }) = renewal else { return Ok(()) };
+        let (peer, card, now) = (self.peer.clone(), card.clone(), self.now);
+        self.write(move |write, tally| {
+            if taken {
+                write.set_peer(&peer, &card, now)?;
+                tally.cards += 1;
+            }
+            write.append_audit(entry).map(drop)
+        })
     }
 
     /// Keeps the key documents: the peer's own, made when the bundle was made; those of others only if we have none by themselves.

@@ -22,6 +22,8 @@ pub(super) struct Tally {
     pub(super) dropped: Vec<String>,
     pub(super) waiting: u64,
     pub(super) media: u64,
+    /// Newer cards of the peer.
+    pub(super) cards: u64,
 }
 
 impl Tally {
@@ -56,6 +58,7 @@ impl Tally {
         say(self.to_device, "messages to devices were delivered");
         say(self.users, "users' keys and profiles were updated");
         say(self.one_time_keys, "one-time keys were received");
+        say(self.cards, "newer card of the peer was taken, signed by its known root key");
         say(self.media, "files were received");
         say(self.waiting, "events wait for other events, newer keys or their time");
         for (what, refused) in [

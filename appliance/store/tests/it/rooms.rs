@@ -15,6 +15,7 @@ use ruma::{
 };
 use sallyport_core::{
     event::{KeyLookup, KeySource, Signed},
+    merkle::Tree,
     room::{self, Checked, Intent, Overlay, Verdict, create, snapshot},
     time::Millis,
 };
@@ -85,12 +86,17 @@ fn message(sender: &str, body: &str, ts: u64) -> Intent {
 
 impl Place {
     fn found(&self, join_rule: &str) -> OwnedRoomId {
+        self.found_at(join_rule, Millis(1000))
+    }
+
+    /// Rooms that are founded at different times are different rooms.
+    fn found_at(&self, join_rule: &str, time: Millis) -> OwnedRoomId {
         let founded = create::create(
             &RoomVersionId::V12,
             "!unused:alpha.test".try_into().unwrap(),
             user(ALICE),
             CanonicalJsonObject::new(),
-            Millis(1000),
+            time,
             vec![
                 member(ALICE, ALICE, "join", 1001),
                 state(ALICE, "m.room.power_levels", "", r#"{"users":{}}"#, 1002),
@@ -123,10 +129,21 @@ impl Place {
         }
     }
 
+    /// The ids of the events that wait.
+    fn events_to_sign(&self, room_id: &OwnedRoomId) -> Vec<OwnedEventId> {
+        let unsigned = self.store.read(|read| read.unsigned(room_id, &self.mac, 1000)).unwrap();
+        let events = unsigned.unwrap().events.into_iter();
+        events.map(|event| event.pdu.event_id().to_owned()).collect()
+    }
+
     /// Signs everything that waits and answers it as it goes over the wire.
     fn sign(&self, room_id: &OwnedRoomId) -> Vec<String> {
+        self.sign_some(room_id, 1000)
+    }
+
+    fn sign_some(&self, room_id: &OwnedRoomId, limit: usize) -> Vec<String> {
         let Some(unsigned) =
-            self.store.read(|read| read.unsigned(room_id, &self.mac, 1000)).unwrap()
+            self.store.read(|read| read.unsigned(room_id, &self.mac, limit)).unwrap()
         else {
             return Vec::new();
         };
@@ -154,7 +171,8 @@ impl Place {
             .collect();
         let wire = events.iter().map(|(_, signed)| signed.to_wire().unwrap()).collect();
         let mac = unsigned.macs.last().unwrap().clone();
-        let batch = SignedBatch { room_id: room_id.clone(), events, mac };
+        let (key, room_id) = ("event:0000000000000001".to_owned(), room_id.clone());
+        let batch = SignedBatch { key, at: NOW, room_id, events, mac };
         self.store.write(move |write| write.store_signatures(&batch)).unwrap();
         wire
     }
@@ -283,6 +301,51 @@ fn only_rooms_with_members_from_elsewhere_are_signed() {
     assert_eq!(alpha.sign(&room_id).len(), 6);
     assert!(to_sign().is_empty());
     assert!(alpha.store.read(|read| read.signed(&event_id)).unwrap().is_some());
+}
+
+#[test]
+fn the_backlog_counts_what_waits_and_since_when() {
+    let alpha = place(server_name!("alpha.test"));
+    let (shared, local) = (alpha.found("invite"), alpha.found_at("invite", Millis(999)));
+    let backlog = || {
+        let found = alpha.store.read(|read| read.backlog()).unwrap();
+        (found.events, found.rooms, found.since)
+    };
+    alpha.send(&local, message(ALICE, "nobody waits for this", 2000));
+    assert_eq!(backlog(), (0, 0, None));
+    // The room's first events are older, but nothing waited for them before the invite.
+    alpha.send(&shared, member(ALICE, BOB, "invite", 2001));
+    alpha.send(&shared, message(ALICE, "later", 2002));
+    assert_eq!(backlog(), (6, 1, Some(Millis(2001))));
+    alpha.sign_some(&shared, 5);
+    assert_eq!(backlog(), (1, 1, Some(Millis(2002))));
+    alpha.sign(&shared);
+    assert_eq!(backlog(), (0, 0, None));
+    alpha.send(&shared, message(ALICE, "one more", 2003));
+    assert_eq!(backlog(), (1, 1, Some(Millis(2003))));
+    assert_eq!(alpha.store.read(|read| read.newest_local_time()).unwrap(), Some(Millis(2003)));
+}
+
+#[test]
+fn signatures_are_remembered_until_the_audit_log_tells_of_them() {
+    let alpha = place(server_name!("alpha.test"));
+    let (one, two) = (alpha.found("invite"), alpha.found_at("invite", Millis(999)));
+    for room_id in [&one, &two] {
+        alpha.send(room_id, member(ALICE, BOB, "invite", 2001));
+    }
+    let mut tree = Tree::default();
+    for room_id in [&one, &two] {
+        for event in alpha.events_to_sign(room_id) {
+            tree.push(event.as_bytes());
+        }
+        alpha.sign_some(room_id, 2);
+        alpha.sign(room_id);
+    }
+    let runs = || alpha.store.read(|read| read.signing_runs()).unwrap();
+    let run = runs().pop().unwrap();
+    assert_eq!((run.rooms, &run.events, run.began), (2, &tree, NOW));
+    alpha.store.write(move |write| write.end_signing_run(&run.key)).unwrap();
+    assert_eq!(runs(), []);
 }
 
 #[test]

@@ -1,0 +1,130 @@
+//! The life of a token and its keys at the desk: set up, looked at from outside, rotated, with protocols for witnesses.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use sallyport_e2e::{
+    desk::Desk,
+    enclave::{Enclave, PIN, Plan, Token},
+    place::Place,
+    softhsm::{MODULE, SoftHsm},
+};
+use serde_json::Value;
+
+const OFFICER_PIN: &str = "officer-5678";
+
+/// How long a box may take to make its keys.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// An enclave whose token `sallyctl hsm init` has set up, and the slot.
+fn enclave(plan: Plan) -> Result<(Enclave, SoftHsm)> {
+    let softhsm = SoftHsm::blank(&plan.folder.join("softhsm"))?;
+    let folder = plan.folder.join("desk");
+    let desk = Desk::new(&plan.name, folder, plan.admin_socket(), plan.narrator)?;
+    let desk = desk.with_softhsm(&softhsm);
+    let description = format!(
+        "kind = \"pkcs11\"\nmodule = \"{MODULE}\"\ntoken_label = \"{}\"\npin_file = \"{}\"\n",
+        plan.name,
+        plan.pin_file().display()
+    );
+    fs::write(desk.path("token.toml"), description)?;
+    let init = ["hsm", "init", "--token", "token.toml", "--write-pin-file"];
+    let planned = desk.sallyctl(&[&init[..], &["--plan"]].concat())?;
+    ensure!(planned.contains("Nothing was done"), "{planned}");
+    ensure!(softhsm.objects()? == 0 && !plan.pin_file().exists(), "a plan touched something");
+
+    // Nobody says yes: nothing is done, and the protocol says so.
+    let refused = desk.sallyctl_answering(
+        &[&init[..], &["--protocol", "refused.txt", "--witness", "Bob B."]].concat(),
+        "no\n",
+    );
+    ensure!(refused.is_err() && !plan.pin_file().exists());
+    let protocol = fs::read_to_string(desk.path("refused.txt"))?;
+    ensure!(protocol.contains("NOT DONE"), "{protocol}");
+
+    let answers =
+        format!("Bob B.\nCarol C.\n\nyes\n{OFFICER_PIN}\n{OFFICER_PIN}\n{PIN}\n{PIN}\nyes\n");
+    let protocol =
+        desk.sallyctl_answering(&[&init[..], &["--protocol", "init.txt"]].concat(), &answers)?;
+    for part in ["serial number", "1. done", "Carol C.", "______"] {
+        ensure!(protocol.contains(part), "no {part} in:\n{protocol}");
+    }
+    ensure!(!protocol.contains(PIN) && !protocol.contains(OFFICER_PIN), "a PIN is in the protocol");
+    ensure!(protocol.contains(fs::read_to_string(desk.path("init.txt"))?.trim()));
+    // A token that is set up is left alone.
+    let again = desk.sallyctl_answering(
+        &[&init[..4], &["--yes", "--protocol", "again.txt"]].concat(),
+        &format!("{OFFICER_PIN}\n{OFFICER_PIN}\n{PIN}\n{PIN}\n"),
+    );
+    let again = again.err().context("a token was set up twice")?;
+    ensure!(again.to_string().contains("several tokens have the label"), "{again}");
+    Ok((Enclave::create(plan, Place::Here)?, softhsm))
+}
+
+/// The box's keys, as soon as it has one of each role.
+fn keys(desk: &Desk) -> Result<Vec<Value>> {
+    let started = Instant::now();
+    loop {
+        let status: Value = serde_json::from_str(&desk.sallyctl(&["hsm", "status", "--json"])?)?;
+        let keys = status["keys"].as_array().context("no keys")?;
+        if keys.len() >= 4 {
+            return Ok(keys.clone());
+        }
+        ensure!(started.elapsed() < READY_WITHIN, "the box has no keys: {status}");
+    }
+}
+
+fn current(keys: &[Value], role: &str) -> Result<String> {
+    let name = keys.iter().find_map(|key| {
+        let name = key["name"].as_str().filter(|name| name.starts_with(&format!("{role}:")))?;
+        key["retired"].is_null().then(|| name.to_owned())
+    });
+    name.with_context(|| format!("no {role} key in {keys:?}"))
+}
+
+#[test]
+fn a_token_is_set_up_used_and_its_keys_replaced_before_witnesses() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut plan = Plan::for_test("alpha", folder.path());
+    plan.token = Token::SoftHsm;
+    let (mut enclave, softhsm) = enclave(plan)?;
+    enclave.start()?;
+    let desk = enclave.desk();
+    let before = keys(desk)?;
+    let old = current(&before, "event")?;
+
+    let planned = desk.sallyctl(&["hsm", "rotate", "event", "--plan"])?;
+    ensure!(planned.contains(&format!("retire {old}")), "{planned}");
+    ensure!(keys(desk)? == before, "a plan changed something");
+    let rotate =
+        ["hsm", "rotate", "event", "--yes", "--witness", "Bob B.", "--protocol", "rotation.txt"];
+    let protocol = desk.sallyctl(&rotate)?;
+    let after = keys(desk)?;
+    let new = current(&after, "event")?;
+    ensure!(new != old, "{after:?}");
+    for part in [format!("retired {old}"), format!("made {new}"), "Bob B.".to_owned()] {
+        ensure!(protocol.contains(&part), "no {part} in:\n{protocol}");
+    }
+    // The private half of the retired key is not needed any more.
+    desk.sallyctl(&["hsm", "destroy", &old, "--yes", "--protocol", "destruction.txt"])?;
+    let in_use = desk.sallyctl(&["hsm", "destroy", &new, "--yes", "--protocol", "refused-2.txt"]);
+    ensure!(in_use.is_err_and(|error| error.to_string().contains("is the one in use")));
+
+    // From outside: one private key for each of ours, none of which can leave the token.
+    let listed = softhsm.listed("alpha", PIN)?;
+    ensure!(!listed.contains(old.split_once(':').context("a name")?.1), "{listed}");
+    let private: Vec<_> = listed.split("Private Key Object").skip(1).collect();
+    ensure!(private.len() >= 4, "{listed}");
+    for key in private {
+        let key = key.split(" Object").next().unwrap_or_default();
+        ensure!(key.contains("sensitive") && key.contains("never extractable"), "{key}");
+    }
+
+    desk.sallyctl(&["audit", "checkpoint"])?;
+    let verified = desk.sallyctl(&["audit", "verify"])?;
+    ensure!(verified.contains("The token vouches for it up to row"), "{verified}");
+    enclave.stop()
+}
