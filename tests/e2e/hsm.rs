@@ -26,7 +26,7 @@ fn enclave(plan: Plan) -> Result<(Enclave, SoftHsm)> {
     let desk = Desk::new(&plan.name, folder, plan.admin_socket(), plan.narrator)?;
     let desk = desk.with_softhsm(&softhsm);
     let description = format!(
-        "kind = \"pkcs11\"\nmodule = \"{MODULE}\"\ntoken_label = \"{}\"\npin_file = \"{}\"\n",
+        "kind = \"pkcs11\"\nmodule = \"{MODULE}\"\ntoken_label = \"{}\"\npin = \"file:{}\"\n",
         plan.name,
         plan.pin_file().display()
     );

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use ruma::OwnedServerName;
 use sallyport_core::sign::KeyRole;
-use sallyport_hsm::{KeyKind, Pin, TokenConfig, init_token};
+use sallyport_hsm::{KeyKind, Pin, PinSource, TokenConfig, init_token};
 
 use super::{
     dialogue::{Ceremony, Step},
@@ -75,12 +75,18 @@ pub(super) fn role(name: &str) -> Result<KeyRole, String> {
 impl Init {
     pub(super) fn run(self, actor: &str, out: &Output) -> anyhow::Result<()> {
         let Self { token, write_pin_file, ceremony } = self;
-        let TokenConfig::Pkcs11 { module, token_label, pin_file, environment, .. } =
-            token.config()?
+        let TokenConfig::Pkcs11 { module, token_label, pin, environment, .. } = token.config()?
         else {
             bail!(
                 "only a token of kind \"pkcs11\" is set up; a software token is made when it is first used"
             );
+        };
+        let pin_file = match pin {
+            _ if !write_pin_file => None,
+            PinSource::File(path) => Some(path),
+            _ => bail!(
+                "--write-pin-file goes with `pin = \"file:/PATH\"` in the description of the token"
+            ),
         };
         let protocol = Protocol::new("Set a token up", &token_label, actor, terminal::now());
         let mut steps = vec![Step::new(
@@ -100,8 +106,8 @@ impl Init {
                 protocol.fact("module", module.display());
                 protocol.fact("label", &token_label);
                 protocol.fact("serial number", serial);
-                if write_pin_file {
-                    let mut file = files::create_secret(&pin_file)?;
+                if let Some(pin_file) = &pin_file {
+                    let mut file = files::create_secret(pin_file)?;
                     writeln!(file, "{user_pin}")
                         .and_then(|()| file.sync_all())
                         .with_context(|| format!("cannot write {}", pin_file.display()))?;
