@@ -119,7 +119,7 @@ pub fn list(store: &Store, token: Option<&dyn Token>) -> Result<Vec<KeyState>, E
 /// # Errors
 /// If the order cannot be carried out.
 pub fn plan(app: &App, wish: &KeyOrder) -> Result<KeyReport, Error> {
-    let ended = ending(&app.store, &wish.action)?;
+    let ended = ending(app, &wish.action)?;
     let steps = steps(app, wish, &ended)?;
     let (needed, command) = (approvals_needed(&app.store)?, approve_command(app, wish, &ended)?);
     Ok(KeyReport {
@@ -137,7 +137,7 @@ pub fn plan(app: &App, wish: &KeyOrder) -> Result<KeyReport, Error> {
 /// If too few officers approved, or the token or the database fails: then the keys are as before.
 pub fn carry_out(app: &App, wish: &KeyOrder, order: &Order) -> Result<KeyReport, Error> {
     let report = plan(app, wish)?;
-    let ended = ending(&app.store, &wish.action)?;
+    let ended = ending(app, &wish.action)?;
     let mandate =
         order.approved(&app.config.roster.trusted_keys, None, &consent(app, wish, &ended)?)?;
     let what = || format!("{} of {}", wish.action.as_str(), names(&ended).join(", "));
@@ -173,7 +173,8 @@ pub fn carry_out(app: &App, wish: &KeyOrder, order: &Order) -> Result<KeyReport,
 }
 
 /// The keys that an order ends.
-fn ending(store: &Store, action: &KeyAction) -> Result<Vec<Current>, Error> {
+fn ending(app: &App, action: &KeyAction) -> Result<Vec<Current>, Error> {
+    let store = &app.store;
     let current = |role| own_keys::current(store, role);
     match action {
         KeyAction::Rotate { role } if !ROTATED.contains(role) => Err(Error::OtherRole(*role)),
@@ -192,7 +193,7 @@ fn ending(store: &Store, action: &KeyAction) -> Result<Vec<Current>, Error> {
             if key.retired.is_none() {
                 return Err(Error::InUse(name));
             }
-            check_unneeded(store, &name, &key)?;
+            check_unneeded(store, &name, &key, (app.clock)())?;
             Ok(vec![Current { name, key }])
         }
     }
@@ -445,7 +446,7 @@ pub fn destroy_superseded(app: &App, token: &dyn Token, now: Millis) -> Result<(
     Ok(())
 }
 
-fn check_unneeded(store: &Store, name: &KeyName, key: &OwnKey) -> Result<(), Error> {
+fn check_unneeded(store: &Store, name: &KeyName, key: &OwnKey, now: Millis) -> Result<(), Error> {
     let needed = |why| Err(Error::Needed { name: name.clone(), why });
     match name.role() {
         KeyRole::Event => {
@@ -456,9 +457,7 @@ fn check_unneeded(store: &Store, name: &KeyName, key: &OwnKey) -> Result<(), Err
             Ok(())
         }
         KeyRole::Courier | KeyRole::CourierEncryption => {
-            // The time is that of the newest change of keys: what is asked is who has seen it.
-            let retired = key.retired.unwrap_or_default();
-            needed_by(store, key, retired)?.map_or(Ok(()), needed)
+            needed_by(store, key, now)?.map_or(Ok(()), needed)
         }
         _ => Ok(()),
     }
