@@ -13,6 +13,7 @@ pub mod backups;
 pub mod bundle;
 pub mod certificates;
 pub mod clock;
+pub mod hybrid;
 pub mod ignored;
 pub mod interactive;
 pub mod keys;

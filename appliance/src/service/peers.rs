@@ -18,6 +18,7 @@ use sallyport_core::{
 use sallyport_store::{Peer, Store};
 
 use super::{
+    hybrid,
     order::{Mandate, Order},
     own_keys,
 };
@@ -71,8 +72,9 @@ pub enum Error {
 /// If the token was never present, or does not sign the key document.
 pub fn card_request(app: &App, now: Millis) -> Result<CardRequest, Error> {
     let token = app.token.as_ref().ok_or(Error::NoToken)?;
-    own_keys::ensure(&app.store, &**token, now)?;
     let server_name = app.config.server_name.clone();
+    own_keys::ensure(&app.store, &**token, now)?;
+    hybrid::ensure(&app.store, &**token, &server_name)?;
     let document = own_keys::key_document(&app.store, &**token, &server_name, now)?;
     let not_after = Millis(now.0.saturating_add(limits::COURIER_KEY_LIFETIME_MS));
     let event = own_keys::required(&app.store, KeyRole::Event)?;
@@ -90,7 +92,7 @@ pub fn card_request(app: &App, now: Millis) -> Result<CardRequest, Error> {
     Ok(CardRequest {
         server_name,
         signing_keys,
-        encryption_keys: vec![encryption_key(&app.store, not_after)?],
+        encryption_keys: encryption_keys(&app.store, not_after)?,
         server_keys: document.into_bytes(),
         incarnation,
         previous: previous.map(|card| Card::stored(&card)).transpose()?.map(|card| card.hash()),
@@ -98,12 +100,15 @@ pub fn card_request(app: &App, now: Millis) -> Result<CardRequest, Error> {
     })
 }
 
-/// The key that peers encrypt bundles for this box to.
+/// The keys that peers encrypt bundles for this box to, the better one first.
 ///
 /// # Errors
 /// If there is none yet.
-pub fn encryption_key(store: &Store, not_after: Millis) -> Result<EncryptionKey, Error> {
-    Ok(encryption_half(&own_keys::required(store, KeyRole::CourierEncryption)?, not_after))
+pub fn encryption_keys(store: &Store, not_after: Millis) -> Result<Vec<EncryptionKey>, Error> {
+    let current = own_keys::required(store, KeyRole::CourierEncryption)?;
+    let hybrid = store.read(|read| read.hybrid_key(&current.key.name))?;
+    let hybrid = hybrid.map(|hybrid| hybrid::public_half(&hybrid, not_after));
+    Ok(hybrid.into_iter().chain([encryption_half(&current, not_after)]).collect())
 }
 
 /// The public half of one of the box's encryption keys, as cards and bundles name it.

@@ -27,6 +27,7 @@ use sallyport_store::{OwnKey, Store, StoredCheckpoint};
 
 use super::{
     audit::{self, When},
+    hybrid,
     order::{Mandate, Order},
     own_keys::{self, Current, ROTATED},
     peers, signer,
@@ -404,7 +405,7 @@ fn destroy_one(app: &App, current: &Current, lost: bool, mandate: &Mandate) -> R
     app.store.write::<_, sallyport_store::Error>(move |write| write.append_audit(entry))?;
     if !lost {
         let token = app.token.as_deref().ok_or(Error::NoToken)?;
-        destroy_in(token, &current.name)?;
+        destroy_in(&app.store, token, &current.name)?;
     }
     let (name, now) = (current.name.to_string(), mandate.now());
     let entry = mandate.entry("key.destroyed", &current.name, []);
@@ -415,12 +416,17 @@ fn destroy_one(app: &App, current: &Current, lost: bool, mandate: &Mandate) -> R
     Ok(())
 }
 
-/// A key that the token does not have is destroyed already.
-fn destroy_in(token: &dyn Token, name: &KeyName) -> Result<(), sallyport_hsm::Error> {
-    match token.destroy(name) {
-        Err(sallyport_hsm::Error::NoSuchKey(_)) => Ok(()),
-        destroyed => destroyed,
+/// Destroys a key, and what opens the hybrid key that goes with it. A key that the token does not have is destroyed already.
+fn destroy_in(store: &Store, token: &dyn Token, name: &KeyName) -> Result<(), Error> {
+    let hybrid = store.read(|read| read.hybrid_key(&name.to_string()))?;
+    let storage = hybrid.as_ref().map(hybrid::storage).transpose()?;
+    for key in storage.iter().chain([name]) {
+        match token.destroy(key) {
+            Err(sallyport_hsm::Error::NoSuchKey(_)) => {}
+            destroyed => destroyed?,
+        }
     }
+    Ok(())
 }
 
 /// Destroys encryption keys that no peer uses any more: what they opened stays closed from then on. The audit log tells of each.
@@ -435,7 +441,7 @@ pub fn destroy_superseded(app: &App, token: &dyn Token, now: Millis) -> Result<(
         if !ended || needed_by(&app.store, &key, now)?.is_some() {
             continue;
         }
-        destroy_in(token, &name)?;
+        destroy_in(&app.store, token, &name)?;
         let entry = audit::by_the_box("key.destroyed", name.to_string(), [], now);
         app.store.write::<_, sallyport_store::Error>(move |write| {
             write.note_destroyed_key(&key.name, now)?;

@@ -21,6 +21,7 @@ use sallyport_store::{SignedBatch, Unsigned};
 use super::{
     audit::{self, When},
     backlog::{Watch, backlog},
+    hybrid,
     own_keys::{self, Current},
     rotation,
 };
@@ -98,6 +99,7 @@ pub async fn run(app: Arc<App>) {
 
 fn work(app: &App, token: &dyn Token, now: Millis) -> Result<(), Error> {
     own_keys::ensure(&app.store, token, now)?;
+    hybrid::ensure(&app.store, token, &app.config.server_name)?;
     sign_pending(app, token, || app.shutdown.is_requested())?;
     audit::tell_of_signatures(&app.store, When::Due, now)?;
     rotation::destroy_superseded(app, token, now)

@@ -24,6 +24,7 @@ mod directory;
 mod error;
 mod events;
 mod history;
+mod hybrid_keys;
 mod key_pools;
 mod keys;
 mod media;
@@ -55,6 +56,7 @@ pub use self::{
     devices::Device,
     error::{Error, Result},
     events::{Direction, StoredEvent, Transaction},
+    hybrid_keys::HybridKey,
     key_pools::{KeyClaim, PoolKey, RemoteKeys, Replaced},
     keys::{CrossSigningKey, KeySignature, UserKeys},
     media::{Completed, FileHash, Media, MediaContent, Thumbnail, ThumbnailKey},

@@ -15,6 +15,7 @@ const MIGRATIONS: &[M<'static>] = &[
     M::up(include_str!("../migrations/0006_peers.sql")),
     M::up(include_str!("../migrations/0007_administration.sql")),
     M::up(include_str!("../migrations/0008_signing.sql")),
+    M::up(include_str!("../migrations/0009_hybrid_keys.sql")),
 ];
 
 /// Brings the database to the newest schema.

@@ -94,11 +94,11 @@ impl Write<'_> {
         Ok(())
     }
 
-    /// Notes that the private half of a key is no more.
+    /// Notes that the private half of a key is no more, nor that of the hybrid key that goes with it.
     pub fn note_destroyed_key(&mut self, name: &str, at: Millis) -> Result<()> {
         self.prepare("UPDATE own_keys SET destroyed = ?2 WHERE name = ?1 AND destroyed IS NULL")?
             .execute(params![name, number(at)])?;
-        Ok(())
+        self.delete_hybrid_key(name)
     }
 
     /// Keeps the key document of another server, unless a newer one is here.

@@ -174,6 +174,9 @@ fn courier_keys_change_without_a_meeting_and_the_old_encryption_key_is_destroyed
     let token = alpha.app.token.clone().unwrap();
     let tidy = |now| rotation::destroy_superseded(&alpha.app, &*token, now).unwrap();
     let old = keys(&alpha, KeyRole::CourierEncryption)[1].clone();
+    let hybrid = alpha.app.store.read(|read| read.hybrid_key(&old.name)).unwrap().unwrap();
+    let header = unverified_header(fs::File::open(&late).unwrap()).unwrap();
+    assert_eq!(header.suite, EncryptionSuite::XWingHkdfSha256Aes256Gcm.code());
     let gone = || keys(&alpha, KeyRole::CourierEncryption)[1].destroyed.is_some();
     tidy(minutes(3));
     assert!(!gone(), "the card does not name the new key yet");
@@ -195,7 +198,11 @@ fn courier_keys_change_without_a_meeting_and_the_old_encryption_key_is_destroyed
     carry(&bravo, &alpha, minutes(6));
     tidy(minutes(7));
     assert!(gone());
-    assert!(!token.keys().unwrap().iter().any(|name| name.to_string() == old.name));
+    let left: Vec<_> = token.keys().unwrap().iter().map(ToString::to_string).collect();
+    assert!(!left.contains(&old.name) && !left.contains(&hybrid.storage), "{left:?}");
+    assert_eq!(alpha.app.store.read(|read| read.hybrid_key(&old.name)).unwrap(), None);
+    // With the database alone nobody opens the stick again.
+    assert!(hybrid::seed(&*token, server_name!("alpha.test"), &hybrid).is_err());
     assert_eq!(actions(&alpha).last().unwrap(), "key.destroyed");
 
     // From now on the new courier key signs, and nobody needs the old one.

@@ -285,7 +285,7 @@ fn manifest(
         kind: BundleKind::Delta,
         clock: Clock { source: "operator".to_owned(), error_ms: None },
         server_keys,
-        encryption_keys: vec![peers::encryption_key(&app.store, not_after)?],
+        encryption_keys: peers::encryption_keys(&app.store, not_after)?,
         prerequisites: filled.prerequisites.clone(),
         sections: filled.contents.sections.clone(),
         ack: acknowledgement(app, peer, filled)?,

@@ -39,7 +39,7 @@ use super::{Error, file, media, rooms, tally::Tally, users};
 use crate::{
     app::App,
     service::{
-        clock,
+        clock, hybrid,
         order::{Mandate, Order},
         own_keys, peers,
         receive::{self, NothingMore, receive},
@@ -153,6 +153,18 @@ fn unlock(
     let current = own_keys::required(&app.store, KeyRole::CourierEncryption)?;
     let wanted = sealed.header().recipient_key;
     let usable = own_keys::usable(&app.store, KeyRole::CourierEncryption)?;
+    for key in &usable {
+        let hybrid = app.store.read(|read| read.hybrid_key(&key.key.name))?;
+        let Some(hybrid) = hybrid else { continue };
+        let own = hybrid::public_half(&hybrid, now);
+        if own.id() == wanted {
+            let server_name = &app.config.server_name;
+            return Ok(sealed.unlock(&own, |asked| match asked {
+                PrivateHalf::Seed => hybrid::seed(token, server_name, &hybrid),
+                PrivateHalf::Agree(_) => Err(sallyport_hsm::Error::NoSuchKey(key.name.clone())),
+            })?);
+        }
+    }
     let named = usable.into_iter().find(|key| peers::encryption_half(key, now).id() == wanted);
     let key = named.unwrap_or(current);
     Ok(sealed.unlock(&peers::encryption_half(&key, now), |asked| match asked {
