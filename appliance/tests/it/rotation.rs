@@ -6,6 +6,7 @@ use ruma::{OwnedRoomId, server_name};
 use sallyport::service::{
     audit, bundle,
     bundle::{export::export, import::import},
+    hybrid,
     order::Order,
     own_keys, peers,
     rotation::{self, Error},
@@ -14,7 +15,8 @@ use sallyport::service::{
 use sallyport_core::{
     admin::{Approval, Consent, KeyAction, KeyOrder, KeyReport, NewKey},
     audit::{Tip, Vouched, verify},
-    card::Card,
+    bundle::unverified_header,
+    card::{Card, EncryptionSuite},
     digest::Sha256,
     sign::{KeyRole, Policy},
     time::Millis,

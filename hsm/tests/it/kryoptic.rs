@@ -23,7 +23,6 @@ const MODULE: &str = "KRYOPTIC_MODULE";
 const CONFIGURATION: &str = "KRYOPTIC_CONF";
 
 #[test]
-#[ignore = "needs kryoptic: `make kryoptic` builds it and runs this"]
 fn a_box_works_with_kryoptic() {
     let folder = tempfile::tempdir().unwrap();
     let token = start(folder.path());

@@ -8,7 +8,7 @@ mod faults;
 mod helper;
 #[cfg(test)]
 mod hostile;
-#[cfg(test)]
+#[cfg(all(test, feature = "kryoptic"))]
 mod kryoptic;
 #[cfg(test)]
 mod pkcs11;
