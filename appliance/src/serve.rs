@@ -13,6 +13,7 @@ use std::{
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sallyport_core::{
+    admin::KeyPlace,
     limits::{BLOCKING_CALLS_MAX, TLS_SIGNATURES_AT_ONCE},
     time::Millis,
 };
@@ -30,7 +31,9 @@ use crate::{
     listen::{self, Connections},
     service::signer,
     shutdown::{self, Trigger},
-    telemetry, upkeep,
+    telemetry,
+    tls::Certificates,
+    upkeep,
 };
 
 /// How long begun requests may take once the box is to stop.
@@ -111,7 +114,9 @@ async fn open_sockets(app: &Arc<App>, connections: &Connections) -> anyhow::Resu
     let Some(certificates) = &app.certificates else { return Ok(()) };
     let tls = certificates.acceptor()?;
     let certified = timeout(FIRST_CERTIFICATE, certificates.ready()).await;
-    if certified.is_err() {
+    if certified.is_ok() {
+        tell_authority(certificates);
+    } else {
         log::error!(
             "NO CERTIFICATE YET: its key is to be made in the token, which does not answer. Connect the token and look at `sallyctl token status`; \
              listeners with TLS open as soon as it answers."
@@ -130,6 +135,7 @@ async fn open_sockets(app: &Arc<App>, connections: &Connections) -> anyhow::Resu
         let certificates = Arc::clone(certificates);
         tokio::spawn(async move {
             certificates.ready().await;
+            tell_authority(&certificates);
             match socket.listen() {
                 Ok(socket) => serving(app, socket, connections, tls).await,
                 Err(error) => log::error!(error:err = error; "a listener cannot be opened"),
@@ -137,6 +143,17 @@ async fn open_sockets(app: &Arc<App>, connections: &Connections) -> anyhow::Resu
         });
     }
     Ok(())
+}
+
+fn tell_authority(certificates: &Certificates) {
+    if let Some(ca) = certificates.status().ok().and_then(|status| status.ca) {
+        log::info!(sha256 = ca.sha256; "devices must trust the enclave CA in ca.pem");
+        if ca.key == KeyPlace::File {
+            log::warn!(
+                "the key of the enclave CA lies in a file: whoever copies the disk can make certificates of this enclave"
+            );
+        }
+    }
 }
 
 /// Connections to the administration socket at a time.

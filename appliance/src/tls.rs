@@ -156,11 +156,11 @@ impl Certificates {
             current: watch::Sender::new(None),
             waits: Mutex::default(),
         };
-        match &certificates.source {
-            Source::Issued(issued) if certificates.token.is_some() => {
-                certificates.serve_stored(issued, store)?;
-            }
-            Source::Issued(_) | Source::Files { .. } => drop(certificates.refresh(store, now)?),
+        if let Source::Issued(issued) = &certificates.source {
+            certificates.serve_stored(issued, store)?;
+        }
+        if certificates.token.is_none() || matches!(certificates.source, Source::Files { .. }) {
+            certificates.refresh(store, now)?;
         }
         Ok(Arc::new(certificates))
     }
@@ -220,9 +220,15 @@ impl Certificates {
         let (Some(authority), Some(leaf)) = (&*authority, Leaf::load(&self.vault)?) else {
             return Ok(());
         };
-        let certified = self.certified(&leaf, authority, &self.keys(store))?;
-        self.current.send_replace(Some(Arc::new(certified)));
-        Ok(())
+        match self.certified(&leaf, authority, &self.keys(store)) {
+            Ok(certified) => {
+                self.current.send_replace(Some(Arc::new(certified)));
+                Ok(())
+            }
+            // Its key is in a token that is no longer configured: another one is issued.
+            Err(error) if error.waits_for_token() => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     fn certified(

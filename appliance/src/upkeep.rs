@@ -14,11 +14,6 @@ const CERTIFICATE_CHECK: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// Looks after what depends on the token, until the box stops.
 pub async fn run(app: Arc<App>) {
-    if let Some(certificates) = &app.certificates
-        && let Some(sha256) = certificates.status().ok().and_then(|status| status.ca)
-    {
-        log::info!(sha256 = sha256.sha256; "devices must trust the enclave CA in ca.pem");
-    }
     let mut wrapped = app.token.is_none();
     let mut told = None;
     while !app.shutdown.is_requested() {

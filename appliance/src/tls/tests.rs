@@ -275,6 +275,17 @@ fn without_its_token_the_certificate_serves_to_its_last_day() {
 }
 
 #[test]
+fn without_a_configured_token_what_is_there_is_served_on() {
+    let mut fixture = Fixture::with_token(Duration::ZERO);
+    drop(fixture.open("", NOW));
+    fixture.token = None;
+    let late = NOW.plus(LEAF_VALIDITY - A_SECOND);
+    let certificates = fixture.try_open("", late).unwrap();
+    fixture.handshake(&certificates, "alpha.example", late).unwrap();
+    assert!(certificates.waits().unwrap().contains("configure that token"));
+}
+
+#[test]
 fn a_ca_whose_key_lies_in_a_file_stays_when_a_token_comes() {
     let mut fixture = Fixture::new();
     let first = fixture.open("", NOW).status().unwrap();

@@ -23,6 +23,8 @@ mod media;
 #[cfg(test)]
 mod member;
 #[cfg(test)]
+mod months;
+#[cfg(test)]
 mod notifications;
 #[cfg(test)]
 mod officers;
