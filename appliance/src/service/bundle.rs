@@ -9,6 +9,7 @@ pub mod import;
 mod media;
 mod rooms;
 mod tally;
+mod unlock;
 mod users;
 
 use std::{io, path::PathBuf};

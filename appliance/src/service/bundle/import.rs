@@ -20,7 +20,7 @@ use sallyport_core::{
     admin::{BundleImported, Consent},
     bundle::{
         Ack, Authentic, ChunkReader, Entry, Gate, Header, Last, Manifest, OneTimeKeyClaim, PduRole,
-        Position, PrivateHalf, Record, Records, Room, Sealed, Sequence, ToDevice, sequence,
+        Position, Record, Records, Room, Sealed, Sequence, ToDevice, sequence,
     },
     card::Card,
     digest::Sha256,
@@ -28,20 +28,18 @@ use sallyport_core::{
     incarnation::Incarnation,
     limits,
     room::snapshot::Takeover,
-    sign::KeyRole,
     time::Millis,
 };
 use sallyport_store::{KeyClaim, Outcome, Peer, Progress, Received, Store, WaitingEvent, Write};
 use serde::Deserialize;
-use zeroize::Zeroizing;
 
-use super::{Error, file, media, rooms, tally::Tally, users};
+use super::{Error, file, media, rooms, tally::Tally, unlock::unlock, users};
 use crate::{
     app::App,
     service::{
-        clock, hybrid,
+        clock,
         order::{Mandate, Order},
-        own_keys, peers,
+        peers,
         receive::{self, NothingMore, receive},
     },
 };
@@ -141,38 +139,6 @@ fn place(store: &Store, peer: &Peer, header: &Header) -> Result<Sequence, Error>
     let position = Position { incarnation, last };
     let known = store.read(|read| read.imported_manifest(&peer.server, header.seq))?;
     Ok(sequence(&position, |_| known.map(Sha256), &[], header))
-}
-
-/// Opens a bundle with the key that its header names: peers use that of the newest card they have.
-fn unlock(
-    app: &App,
-    sealed: Sealed<BufReader<File>>,
-    now: Millis,
-) -> Result<sallyport_core::bundle::Unlocked<BufReader<File>>, Error> {
-    let token = app.token.as_deref().ok_or(peers::Error::NoToken)?;
-    let current = own_keys::required(&app.store, KeyRole::CourierEncryption)?;
-    let wanted = sealed.header().recipient_key;
-    let usable = own_keys::usable(&app.store, KeyRole::CourierEncryption)?;
-    for key in &usable {
-        let hybrid = app.store.read(|read| read.hybrid_key(&key.key.name))?;
-        let Some(hybrid) = hybrid else { continue };
-        let own = hybrid::public_half(&hybrid, now);
-        if own.id() == wanted {
-            let server_name = &app.config.server_name;
-            return Ok(sealed.unlock(&own, |asked| match asked {
-                PrivateHalf::Seed => hybrid::seed(token, server_name, &hybrid),
-                PrivateHalf::Agree(_) => Err(sallyport_hsm::Error::NoSuchKey(key.name.clone())),
-            })?);
-        }
-    }
-    let named = usable.into_iter().find(|key| peers::encryption_half(key, now).id() == wanted);
-    let key = named.unwrap_or(current);
-    Ok(sealed.unlock(&peers::encryption_half(&key, now), |asked| match asked {
-        PrivateHalf::Agree(point) => {
-            token.agree(&key.name, point).map(|secret| Zeroizing::new(*secret.expose()))
-        }
-        PrivateHalf::Seed => Err(sallyport_hsm::Error::NoSuchKey(key.name.clone())),
-    })?)
 }
 
 /// Every bundle repeats what was not acknowledged, so one that was lost is made up for by the next, if that says so.
