@@ -10,4 +10,5 @@ mod durability;
 mod encrypted;
 mod hsm;
 mod tidy;
+mod tls;
 mod token;
