@@ -47,9 +47,11 @@ fn make(
         return Err(sallyport_hsm::Error::Damaged.into());
     }
     let public = EncryptionKey::x_wing(seed.expose(), Millis(0)).public;
-    let storage = storage.to_string();
-    let key = HybridKey { key: current.key.name.clone(), public, storage, wrapped };
-    Ok(store.write(move |write| write.insert_hybrid_key(&key))?)
+    let wrapped_by = storage.to_string();
+    let key = HybridKey { key: current.key.name.clone(), public, storage: wrapped_by, wrapped };
+    let kept = store.write(move |write| write.insert_hybrid_key(&key))?;
+    log::info!(key:% = current.name, wrapped_by:% = storage; "the box has a new hybrid key");
+    Ok(kept)
 }
 
 /// The private half.

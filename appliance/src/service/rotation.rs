@@ -111,7 +111,10 @@ pub fn list(store: &Store, token: Option<&dyn Token>) -> Result<Vec<KeyState>, E
         token.filter(|_| key.destroyed.is_none())?.custody(&name).ok()
     };
     let keys = store.read(|read| read.all_own_keys())?;
-    let states = keys.iter().map(|key| Ok(KeyState { custody: custody(key), ..shown(key)? }));
+    let states = keys.iter().map(|key| {
+        let hybrid = store.read(|read| read.hybrid_key(&key.name))?.map(|hybrid| hybrid.storage);
+        Ok(KeyState { custody: custody(key), hybrid, ..shown(key)? })
+    });
     states.collect()
 }
 
@@ -505,5 +508,6 @@ fn shown(key: &OwnKey) -> Result<KeyState, own_keys::Error> {
         retired: key.retired,
         destroyed: key.destroyed,
         custody: None,
+        hybrid: None,
     })
 }

@@ -41,6 +41,9 @@ pub struct KeyState {
     pub destroyed: Option<Millis>,
     /// Where the private half lives; `None` if it is no more, or the token does not say.
     pub custody: Option<Mode>,
+    /// The token's key that wraps the private half of the hybrid key (X-Wing) which goes with this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hybrid: Option<String>,
 }
 
 impl KeyState {

@@ -100,9 +100,11 @@ fn row(key: &KeyState) -> [String; 6] {
         (None, Some(mode)) => mode.as_str().to_owned(),
         (None, None) => "unknown".to_owned(),
     };
+    let hybrid = if key.hybrid.is_some() { " and X-Wing" } else { "" };
+    let algorithm = format!("{}{hybrid}", key.public.algorithm());
     [
         key.name.clone(),
-        key.public.algorithm().to_string(),
+        algorithm,
         output::time(key.created),
         key.retired.map_or_else(|| "in use".to_owned(), output::time),
         private,
