@@ -4,7 +4,9 @@
 //! A slow token never stops local chat, and an absent one stops nothing but what leaves the box.
 
 use std::{
+    panic,
     sync::{Arc, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,11 +14,11 @@ use ruma::RoomId;
 use sallyport_core::{
     event::Signed,
     room,
-    sign::{KeyRole, SigningRequest},
+    sign::{KeyRole, Signature, SigningRequest},
     time::Millis,
 };
 use sallyport_hsm::Token;
-use sallyport_store::{SignedBatch, Unsigned};
+use sallyport_store::{ChainEnd, SignedBatch, Unsigned, UnsignedEvent};
 
 use super::{
     audit::{self, When},
@@ -33,6 +35,8 @@ const BATCH_MIN: usize = 8;
 const BATCH_MAX: usize = 512;
 /// How long a batch should take.
 const BATCH_TIME: Duration = Duration::from_millis(100);
+/// How long a turn lasts. A slow token's is two batches.
+const TURN_TIME: Duration = Duration::from_secs(1);
 /// How long to wait before a token that failed is asked again.
 const RETRY: Duration = Duration::from_secs(5);
 /// How often to look at what waits and at what the audit log has to be told, while nothing is to be signed.
@@ -109,12 +113,16 @@ fn work(app: &App, token: &dyn Token, now: Millis) -> Result<(), Error> {
 
 /// Signs the local events that wait, room by room, until none is left or `stop` says so.
 ///
-/// [`App::signing`] is held for each batch, not in between: who signs at the same time goes on where the other one is, no event is signed twice, and
-/// nobody waits for longer than a batch takes. What is in it protects nothing, so a panic there does no harm.
+/// [`App::signing`] is held for a turn, not in between: who signs at the same time goes on where the other one is, no event is signed twice, and
+/// nobody waits for longer than a turn and a batch take. What is in it protects nothing, so a panic there does no harm.
 ///
 /// # Errors
 /// At the first failure; what was signed before is kept.
-pub fn sign_pending(app: &App, token: &dyn Token, stop: impl Fn() -> bool) -> Result<(), Error> {
+pub fn sign_pending(
+    app: &App,
+    token: &dyn Token,
+    stop: impl Fn() -> bool + Sync,
+) -> Result<(), Error> {
     for room_id in app.store.read(|read| read.rooms_to_sign())? {
         sign_room(app, token, &room_id, &stop, || turn(app))?;
     }
@@ -142,65 +150,114 @@ fn sign_room<T>(
     app: &App,
     token: &dyn Token,
     room_id: &RoomId,
-    stop: &impl Fn() -> bool,
+    stop: &(impl Fn() -> bool + Sync),
     turn: impl Fn() -> T,
 ) -> Result<(), Error> {
     let mut size = BATCH_MIN;
     while !stop() {
         let _turn = turn();
-        let began = Instant::now();
         let key = own_keys::required(&app.store, KeyRole::Event)?;
-        let unsigned = app.store.read(|read| read.unsigned(room_id, &app.event_mac, size))?;
-        let Some(unsigned) = unsigned else { break };
-        let (batch, failed) = sign_batch(token, &key, unsigned, (app.clock)())?;
-        if !batch.events.is_empty() {
-            app.store.write(move |write| write.store_signatures(&batch))?;
-        }
-        if let Some(error) = failed {
-            return Err(Error::Token(error));
-        }
-        if began.elapsed() < BATCH_TIME {
-            size = size.saturating_mul(2).min(BATCH_MAX);
+        if !(Turn { app, token, key, room_id }).sign(&mut size, stop)? {
+            break;
         }
     }
     Ok(())
 }
 
-/// Signs a batch up to the first event that the token does not sign.
-fn sign_batch(
-    token: &dyn Token,
-    key: &Current,
+/// Batch after batch of one room, for as long as others can wait.
+struct Turn<'a> {
+    app: &'a App,
+    token: &'a dyn Token,
+    key: Current,
+    room_id: &'a RoomId,
+}
+
+/// A batch that the token has answered.
+struct Answered {
     unsigned: Unsigned,
-    at: Millis,
-) -> Result<(SignedBatch, Option<sallyport_hsm::Error>), Error> {
-    let damaged = || own_keys::Error::Damaged(KeyRole::Event);
-    let rules = room::rules(&unsigned.room.version).ok_or_else(damaged)?;
-    let key_id = key.key_id().ok_or_else(damaged)?;
-    let public = <&[u8; 32]>::try_from(key.key.public.as_slice()).map_err(|_| damaged())?;
-    let requests: Vec<_> = unsigned
-        .events
-        .iter()
-        .map(|event| SigningRequest::Pdu {
-            room_version: unsigned.room.version.clone(),
-            json: event.pdu.json().to_owned(),
-        })
-        .collect();
-    let mut batch = SignedBatch {
-        key: key.name.to_string(),
-        at,
-        room_id: unsigned.room.room_id,
-        events: Vec::with_capacity(requests.len()),
-        mac: Vec::new(),
-    };
-    let answers = token.sign_many(&key.name, &requests);
-    for ((event, mac), answer) in unsigned.events.into_iter().zip(unsigned.macs).zip(answers) {
-        let signature = match answer {
-            Ok(signature) => signature,
-            Err(error) => return Ok((batch, Some(error))),
-        };
-        let signed = Signed::attach(event.pdu, &key_id, public, signature.as_bytes(), &rules)?;
-        batch.events.push((event.position, signed));
-        batch.mac = mac;
+    answers: Vec<Result<Signature, sallyport_hsm::Error>>,
+}
+
+impl Turn<'_> {
+    /// While the token signs one batch, the one before is stored and the next one is read: a fast token does not wait for the disk.
+    /// Answers whether there was something to sign.
+    fn sign(&self, size: &mut usize, stop: &(impl Fn() -> bool + Sync)) -> Result<bool, Error> {
+        let turn_began = Instant::now();
+        let mut next = self.read(None, *size)?;
+        let any = next.is_some();
+        let mut answered = None;
+        while let Some(unsigned) = next.take() {
+            let began = Instant::now();
+            let more =
+                unsigned.events.len() == *size && turn_began.elapsed() < TURN_TIME && !stop();
+            let after = unsigned.end().filter(|_| more);
+            let requests = requests(&unsigned);
+            let ahead = *size;
+            let beside = || {
+                answered.take().map_or(Ok(()), |answered| self.store(answered))?;
+                after.map_or(Ok(None), |after| self.read(Some(&after), ahead))
+            };
+            let (answers, read) = thread::scope(|scope| {
+                let beside = scope.spawn(beside);
+                let answers = self.token.sign_many(&self.key.name, &requests);
+                (answers, beside.join().unwrap_or_else(|fault| panic::resume_unwind(fault)))
+            });
+            let failed = answers.iter().any(Result::is_err);
+            next = read?.filter(|_| !failed && !stop());
+            answered = Some(Answered { unsigned, answers });
+            if began.elapsed() < BATCH_TIME {
+                *size = size.saturating_mul(2).min(BATCH_MAX);
+            }
+        }
+        answered.map_or(Ok(()), |answered| self.store(answered))?;
+        Ok(any)
     }
-    Ok((batch, None))
+
+    fn read(&self, after: Option<&ChainEnd>, size: usize) -> Result<Option<Unsigned>, Error> {
+        let App { store, event_mac, .. } = self.app;
+        Ok(store.read(|read| read.unsigned(self.room_id, event_mac, after, size))?)
+    }
+
+    /// Keeps the signatures up to the first event that the token did not sign.
+    fn store(&self, Answered { unsigned, answers }: Answered) -> Result<(), Error> {
+        let damaged = || own_keys::Error::Damaged(KeyRole::Event);
+        let rules = room::rules(&unsigned.room.version).ok_or_else(damaged)?;
+        let key_id = self.key.key_id().ok_or_else(damaged)?;
+        let public = self.key.key.public.as_slice();
+        let public = <&[u8; 32]>::try_from(public).map_err(|_| damaged())?;
+        let mut batch = SignedBatch {
+            key: self.key.name.to_string(),
+            at: (self.app.clock)(),
+            room_id: unsigned.room.room_id,
+            events: Vec::with_capacity(answers.len()),
+            mac: Vec::new(),
+        };
+        let mut failed = None;
+        for ((event, mac), answer) in unsigned.events.into_iter().zip(unsigned.macs).zip(answers) {
+            match answer {
+                Ok(signature) => {
+                    let signature = signature.as_bytes();
+                    let signed = Signed::attach(event.pdu, &key_id, public, signature, &rules)?;
+                    batch.events.push((event.position, signed));
+                    batch.mac = mac;
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        if !batch.events.is_empty() {
+            self.app.store.write(move |write| write.store_signatures(&batch))?;
+        }
+        failed.map_or(Ok(()), |error| Err(Error::Token(error)))
+    }
+}
+
+fn requests(unsigned: &Unsigned) -> Vec<SigningRequest> {
+    let request = |event: &UnsignedEvent| SigningRequest::Pdu {
+        room_version: unsigned.room.version.clone(),
+        json: event.pdu.json().to_owned(),
+    };
+    unsigned.events.iter().map(request).collect()
 }

@@ -71,7 +71,7 @@ pub use self::{
     rooms::{Outcome, Placed},
     server_keys::OwnKey,
     sessions::{NewSession, NewTokens, Session, TokenHash},
-    signing::{SignedBatch, SigningRun, Unsigned, UnsignedEvent},
+    signing::{ChainEnd, SignedBatch, SigningRun, Unsigned, UnsignedEvent},
     to_device::{ToDeviceMessages, ToDeviceSend},
     users::User,
     view::View,

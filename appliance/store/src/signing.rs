@@ -45,6 +45,22 @@ pub struct Unsigned {
     pub macs: Vec<Vec<u8>>,
 }
 
+/// How far the local events of a room were read.
+#[derive(Debug, Clone)]
+pub struct ChainEnd {
+    position: i64,
+    mac: Vec<u8>,
+}
+
+impl Unsigned {
+    /// Where the next ones begin.
+    #[must_use]
+    pub fn end(&self) -> Option<ChainEnd> {
+        let (event, mac) = self.events.last().zip(self.macs.last())?;
+        Some(ChainEnd { position: event.position, mac: mac.clone() })
+    }
+}
+
 /// Signed events of a room, the oldest first, without gaps.
 #[derive(Debug)]
 pub struct SignedBatch {
@@ -135,7 +151,8 @@ impl Read<'_> {
         Ok(newest.map(millis))
     }
 
-    /// The next local events of a room to sign; `None` if there are none.
+    /// The next local events of a room to sign; `None` if there are none. They follow what is signed, or `after`: what was read before and is
+    /// being signed.
     ///
     /// # Errors
     /// [`Error::Corrupt`] if an event is not the one that was accepted: it must not be signed.
@@ -143,6 +160,7 @@ impl Read<'_> {
         &self,
         room_id: &RoomId,
         key: &hmac::Key,
+        after: Option<&ChainEnd>,
         limit: usize,
     ) -> Result<Option<Unsigned>> {
         let Some(room) = self.room(room_id)? else { return Ok(None) };
@@ -150,12 +168,13 @@ impl Read<'_> {
         let (signed_to, signed_mac, newest_mac): (i64, Vec<u8>, Vec<u8>) = self
             .prepare("SELECT signed_to, signed_mac, mac FROM rooms WHERE nid = ?1")?
             .query_row([room.nid], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-        let rows = self.unsigned_rows(room.nid, signed_to, limit)?;
+        let end = after.cloned().unwrap_or(ChainEnd { position: signed_to, mac: signed_mac });
+        let rows = self.unsigned_rows(room.nid, end.position, limit)?;
         if rows.is_empty() {
             return Ok(None);
         }
         let complete = rows.len() < limit;
-        let mut chain = RoomChain { mac: signed_mac };
+        let mut chain = RoomChain { mac: end.mac };
         let (mut events, mut macs) = (Vec::with_capacity(rows.len()), Vec::new());
         for (position, event_id, json) in rows {
             let pdu = parse_pdu(event_id.clone(), room.room_id.clone(), &room.version, json)?;

@@ -149,7 +149,7 @@ impl Enclave {
         export(&self.app, &to.app.config.server_name, &order()).unwrap().path
     }
 
-    fn import(&self, bundle: &Path) -> Result<BundleImported, bundle::Error> {
+    pub(crate) fn import(&self, bundle: &Path) -> Result<BundleImported, bundle::Error> {
         import(&self.app, bundle, Sha256::of(&fs::read(bundle).unwrap()), &order())
     }
 

@@ -6,7 +6,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
     time::Duration,
@@ -29,20 +29,22 @@ use sallyport_hsm::{
     Caps, Error, Health, KeyKind, KeyName, Mode, P256_POINT_BYTES, Pin, Secret32, Token,
 };
 
-use crate::bundles::{ALICE, Enclave, NOW, bare_enclave, message, order, shared_room};
+use crate::bundles::{ALICE, Enclave, NOW, bare_enclave, enclave, message, order, shared_room};
 
-/// A token that can be pulled out. Says when it was asked in vain.
+/// A token that can be pulled out, also in the middle of a batch. Says when it was asked in vain.
 struct Pluggable {
     token: Arc<dyn Token>,
     plugged: AtomicBool,
+    /// Signatures after which it is pulled out.
+    signs: AtomicUsize,
     missed: Mutex<Sender<()>>,
 }
 
 impl Pluggable {
     fn pulled_out(token: Arc<dyn Token>) -> (Arc<Self>, Receiver<()>) {
         let (missed, asked) = channel();
-        let plugged = AtomicBool::new(false);
-        (Arc::new(Self { token, plugged, missed: Mutex::new(missed) }), asked)
+        let (plugged, signs) = (AtomicBool::new(false), AtomicUsize::new(usize::MAX));
+        (Arc::new(Self { token, plugged, signs, missed: Mutex::new(missed) }), asked)
     }
 
     fn there(&self) -> Result<&dyn Token, Error> {
@@ -81,6 +83,11 @@ impl Token for Pluggable {
     }
 
     fn sign(&self, key: &KeyName, request: &SigningRequest) -> Result<Signature, Error> {
+        let left = self.signs.load(Ordering::SeqCst);
+        if left == 0 {
+            self.plugged.store(false, Ordering::SeqCst);
+        }
+        self.signs.store(left.saturating_sub(1), Ordering::SeqCst);
         self.there()?.sign(key, request)
     }
 
@@ -89,10 +96,7 @@ impl Token for Pluggable {
         key: &KeyName,
         requests: &[SigningRequest],
     ) -> Vec<Result<Signature, Error>> {
-        match self.there() {
-            Ok(token) => token.sign_many(key, requests),
-            Err(_) => requests.iter().map(|_| Err(Error::Absent)).collect(),
-        }
+        requests.iter().map(|request| self.sign(key, request)).collect()
     }
 
     fn agree(&self, key: &KeyName, peer: &[u8; P256_POINT_BYTES]) -> Result<Secret32, Error> {
@@ -118,6 +122,34 @@ impl Token for Pluggable {
     fn reopen(&self, pin: Pin) -> Result<(), Error> {
         self.there()?.reopen(pin)
     }
+}
+
+/// One batch is stored and the next one read while the token signs: wherever that is cut off, the backlog goes on after the last signature.
+#[test]
+fn a_long_backlog_is_signed_across_batches_however_often_it_is_cut_off() {
+    const MESSAGES: usize = 85;
+    let (alpha, bravo) = (enclave("alpha.test"), enclave("bravo.test"));
+    alpha.pair(&bravo);
+    bravo.pair(&alpha);
+    let room_id = shared_room(&alpha);
+    for number in 0..MESSAGES {
+        alpha.send(&room_id, message(ALICE, &number.to_string()));
+    }
+    let waiting = || alpha.app.store.read(|read| read.backlog()).unwrap().events;
+    let (token, _asked) = Pluggable::pulled_out(alpha.app.token.clone().unwrap());
+    // In the first batch, at the seam of two, in a later one, and not at all.
+    for signs in [3, 8, 45, usize::MAX] {
+        let before = waiting();
+        token.signs.store(signs, Ordering::SeqCst);
+        token.plugged.store(true, Ordering::SeqCst);
+        let ended = signer::sign_pending(&alpha.app, &*token, || false);
+        assert_eq!(ended.is_err(), signs != usize::MAX);
+        assert_eq!(waiting(), before.saturating_sub(signs as u64), "after {signs}");
+    }
+    // Each has its signature: the peer takes all.
+    let bundle = alpha.export(&bravo);
+    bravo.import(&bundle).unwrap();
+    assert_eq!(bravo.bodies(&room_id).len(), MESSAGES);
 }
 
 /// The signer sleeps for seconds after a failure; an export neither waits for that nor fails because of it.
@@ -161,7 +193,7 @@ fn the_audit_log_tells_of_signatures_once_they_are_many_old_or_leave_the_box() {
     let room_id = shared_room(&alpha);
     let mut tree = Tree::default();
     for room_id in store.read(|read| read.rooms_to_sign()).unwrap() {
-        let unsigned = store.read(|read| read.unsigned(&room_id, &alpha.app.event_mac, 100));
+        let unsigned = store.read(|read| read.unsigned(&room_id, &alpha.app.event_mac, None, 100));
         for event in unsigned.unwrap().unwrap().events {
             tree.push(event.pdu.event_id().as_bytes());
         }

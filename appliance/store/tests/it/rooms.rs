@@ -131,7 +131,8 @@ impl Place {
 
     /// The ids of the events that wait.
     fn events_to_sign(&self, room_id: &OwnedRoomId) -> Vec<OwnedEventId> {
-        let unsigned = self.store.read(|read| read.unsigned(room_id, &self.mac, 1000)).unwrap();
+        let unsigned =
+            self.store.read(|read| read.unsigned(room_id, &self.mac, None, 1000)).unwrap();
         let events = unsigned.unwrap().events.into_iter();
         events.map(|event| event.pdu.event_id().to_owned()).collect()
     }
@@ -143,7 +144,7 @@ impl Place {
 
     fn sign_some(&self, room_id: &OwnedRoomId, limit: usize) -> Vec<String> {
         let Some(unsigned) =
-            self.store.read(|read| read.unsigned(room_id, &self.mac, limit)).unwrap()
+            self.store.read(|read| read.unsigned(room_id, &self.mac, None, limit)).unwrap()
         else {
             return Vec::new();
         };
@@ -354,7 +355,7 @@ fn another_key_does_not_sign_what_this_box_did_not_accept() {
     let room_id = alpha.found("invite");
     alpha.send(&room_id, member(ALICE, BOB, "invite", 2001));
     let other = hmac::Key::new(hmac::HMAC_SHA256, b"other");
-    let refused = alpha.store.read(|read| read.unsigned(&room_id, &other, 100)).unwrap_err();
+    let refused = alpha.store.read(|read| read.unsigned(&room_id, &other, None, 100)).unwrap_err();
     assert!(matches!(refused, Error::Corrupt { .. }), "{refused}");
 }
 
