@@ -86,6 +86,11 @@ impl Notify {
         self.position.load(Ordering::Acquire)
     }
 
+    /// Has the signer look at once for what there is to do, such as old keys that nobody needs.
+    pub fn wake_signer(&self) {
+        self.unsigned.notify_one();
+    }
+
     /// Waits until rooms have new events to sign. Also returns for what was announced since the last call.
     pub async fn unsigned(&self) {
         self.unsigned.notified().await;

@@ -13,11 +13,12 @@ mod chain;
 mod error;
 mod key;
 mod leaf;
+mod rotate;
 
 use std::{
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -26,7 +27,7 @@ use rustls::{
     ServerConfig,
     crypto::{CryptoProvider, ring},
     server::{ClientHello, ResolvesServerCert},
-    sign::CertifiedKey,
+    sign::{CertifiedKey, SigningKey},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use sallyport_core::{
@@ -51,6 +52,7 @@ use leaf::{Leaf, LeafKey};
 
 pub use accept::Acceptor;
 pub use error::Error;
+pub use rotate::{Held, Part};
 
 /// How long an issued certificate is valid: devices refuse private ones of more than 825 days.
 pub const LEAF_VALIDITY: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -80,6 +82,30 @@ struct Signing {
     /// As many again for those that come to the signature by another way, and do not wait.
     places: Arc<Semaphore>,
     made: Counter,
+    /// The keys that handshakes have, or had.
+    used: Mutex<Vec<(KeyName, Weak<dyn SigningKey>)>>,
+}
+
+impl Signing {
+    /// Has handshakes sign with this key from now on.
+    fn begin(&self, key: TokenKey) -> Arc<dyn SigningKey> {
+        let name = key.name().clone();
+        let key = HandshakeKey::new(key, Arc::clone(&self.places), self.made.clone());
+        let key: Arc<dyn SigningKey> = Arc::new(key);
+        let mut used = self.used();
+        used.retain(|(_, key)| key.strong_count() > 0);
+        used.push((name, Arc::downgrade(&key)));
+        key
+    }
+
+    /// Whether a handshake may still sign with this key.
+    fn uses(&self, name: &KeyName) -> bool {
+        self.used().iter().any(|(used, key)| used == name && key.strong_count() > 0)
+    }
+
+    fn used(&self) -> MutexGuard<'_, Vec<(KeyName, Weak<dyn SigningKey>)>> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 enum Source {
@@ -99,8 +125,9 @@ struct Issued {
 /// Where keys for certificates come from.
 struct Keys<'a> {
     store: &'a Store,
-    vault: &'a Vault,
     token: Option<&'a Arc<dyn Token>>,
+    /// One that was made just now, and is not in the database yet.
+    fresh: Option<TokenKey>,
 }
 
 impl Keys<'_> {
@@ -113,6 +140,9 @@ impl Keys<'_> {
 
     /// The key of this name, which the box has made before.
     fn of(&self, name: &KeyName) -> Result<TokenKey, Error> {
+        if let Some(fresh) = self.fresh.as_ref().filter(|fresh| fresh.name() == name) {
+            return Ok(fresh.clone());
+        }
         let token = self.token.ok_or_else(|| Error::NoToken(name.clone()))?;
         let key = own_keys::named(self.store, name)?;
         Ok(TokenKey::new(Arc::clone(token), key))
@@ -152,6 +182,7 @@ impl Certificates {
                 turns: Arc::new(Semaphore::new(TLS_SIGNATURES_AT_ONCE)),
                 places: Arc::new(Semaphore::new(2 * TLS_SIGNATURES_AT_ONCE)),
                 made: signatures,
+                used: Mutex::default(),
             },
             current: watch::Sender::new(None),
             waits: Mutex::default(),
@@ -181,8 +212,7 @@ impl Certificates {
         };
         match refreshed {
             Ok(certified) => {
-                *self.waiting() = None;
-                self.current.send_replace(Some(Arc::new(certified)));
+                self.serve(certified);
                 Ok(true)
             }
             Err(error) => {
@@ -192,12 +222,24 @@ impl Certificates {
         }
     }
 
+    /// Serves this from now on; connections that are there go on.
+    fn serve(&self, certified: CertifiedKey) {
+        *self.waiting() = None;
+        self.current.send_replace(Some(Arc::new(certified)));
+    }
+
     fn reissue(&self, issued: &Issued, store: &Store, now: Millis) -> Result<CertifiedKey, Error> {
         let keys = self.keys(store);
         let Issued { config, names, key_in, .. } = issued;
         let mut authority = issued.lock();
+        let key_of_ca = own_keys::current(store, KeyRole::Ca)?.map(|key| key.name);
         let authority = match &mut *authority {
-            Some(authority) => authority,
+            // A new key comes into the database before its certificate into the file (`Certificates::rotate`): what a power cut left undone is done now.
+            Some(authority)
+                if key_of_ca.is_none() || authority.token_key() == key_of_ca.as_ref() =>
+            {
+                authority
+            }
             empty => {
                 let (folder, server) = (&config.data_dir, &config.server_name);
                 empty.insert(Authority::found(folder, server, names, &keys, now)?)
@@ -209,7 +251,15 @@ impl Certificates {
         };
         let leaf = match Leaf::load(&self.vault)? {
             Some(leaf) if leaf.fits(authority, names, *key_in, current.as_ref(), now) => leaf,
-            _ => Leaf::issue(authority, names, *key_in, &keys, now)?,
+            _ => {
+                let key = match key_in {
+                    KeyIn::Box => None,
+                    KeyIn::Token => Some(keys.make(KeyRole::Tls, now)?.ok_or(Error::NoAuthority)?),
+                };
+                let leaf = Leaf::issue(authority, names, key.as_ref(), &keys, now)?;
+                leaf.keep(&self.vault)?;
+                leaf
+            }
         };
         self.certified(&leaf, authority, &keys)
     }
@@ -246,9 +296,7 @@ impl Certificates {
                 CertifiedKey::from_der(chain, key, &self.provider).map_err(Error::Unusable)
             }
             LeafKey::Token(name) => {
-                let (places, made) = (Arc::clone(&self.signing.places), self.signing.made.clone());
-                let key = HandshakeKey::new(keys.of(name)?, places, made);
-                Ok(CertifiedKey::new(chain, Arc::new(key)))
+                Ok(CertifiedKey::new(chain, self.signing.begin(keys.of(name)?)))
             }
         }
     }
@@ -383,7 +431,7 @@ impl Certificates {
     }
 
     fn keys<'a>(&'a self, store: &'a Store) -> Keys<'a> {
-        Keys { store, vault: &self.vault, token: self.token.as_ref() }
+        Keys { store, token: self.token.as_ref(), fresh: None }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Option<String>> {

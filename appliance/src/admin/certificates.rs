@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::{
     command::{self, Answer},
-    error::AdminError,
+    error::{AdminError, of_certificates},
 };
 use crate::{
     app::App,
@@ -74,14 +74,7 @@ fn of(app: &App) -> Result<&Arc<Certificates>, AdminError> {
 
 impl From<tls::Error> for AdminError {
     fn from(error: tls::Error) -> Self {
-        let code = match &error {
-            error if error.waits_for_token() => ErrorCode::Unavailable,
-            tls::Error::NotOurs(_)
-            | tls::Error::Chain { .. }
-            | tls::Error::PassingKey
-            | tls::Error::GivenAsFiles => ErrorCode::Refused,
-            _ => ErrorCode::Internal,
-        };
+        let code = of_certificates(&error);
         Self::new(code, error)
     }
 }

@@ -10,7 +10,7 @@ use sallyport_core::admin::{ErrorBody, ErrorCode};
 use crate::{
     http::error::ApiError,
     service::{activation, audit, bundle, clock, own_keys, peers, roster, rotation, token},
-    telemetry,
+    telemetry, tls,
 };
 
 /// An answer that is not a success.
@@ -87,6 +87,7 @@ impl From<rotation::Error> for AdminError {
         let code = match &error {
             Error::Store(error) => of_store(error),
             Error::Keys(error) => of_keys(error),
+            Error::Certificate(error) => of_certificates(error),
             Error::Approval(_) => ErrorCode::NeedsApproval,
             Error::Unknown(_) => ErrorCode::NotFound,
             Error::Token(_) | Error::NotDrained(_) | Error::NotVouched(_) | Error::Overtaken => {
@@ -173,6 +174,18 @@ fn of_keys(error: &own_keys::Error) -> ErrorCode {
         own_keys::Error::Store(error) => of_store(error),
         own_keys::Error::Token(_) | own_keys::Error::None(_) => ErrorCode::Unavailable,
         own_keys::Error::Damaged(_) => ErrorCode::Internal,
+    }
+}
+
+/// What an error about certificates is to whoever gave the command.
+pub(super) fn of_certificates(error: &tls::Error) -> ErrorCode {
+    match error {
+        error if error.waits_for_token() => ErrorCode::Unavailable,
+        tls::Error::NotOurs(_)
+        | tls::Error::Chain { .. }
+        | tls::Error::PassingKey
+        | tls::Error::GivenAsFiles => ErrorCode::Refused,
+        _ => ErrorCode::Internal,
     }
 }
 

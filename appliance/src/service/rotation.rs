@@ -11,6 +11,10 @@
 //! - *courier encryption key*: the old one opens bundles until every peer has the new card, and then is destroyed ([`destroy_superseded`]): sticks of
 //!   before cannot be read any more by anybody.
 //! - *audit key*: the old one vouches for the row that names the new one.
+//!
+//! Peers never see the keys of certificates ([`certificates`]); devices trust the CA's.
+
+mod certificates;
 
 use ruma::OwnedServerName;
 use sallyport_core::{
@@ -32,7 +36,7 @@ use super::{
     own_keys::{self, Current, ROTATED},
     peers, signer,
 };
-use crate::app::App;
+use crate::{app::App, tls};
 
 /// Why keys stay as they are.
 #[derive(Debug, thiserror::Error)]
@@ -85,9 +89,29 @@ pub enum Error {
     /// The new keys are not one for each role.
     #[error("a hand-over takes one new key of each of the roles {}", ROTATED.map(KeyRole::as_str).join(", "))]
     Incomplete,
+    /// No listener speaks TLS.
+    #[error("no listener of the box speaks TLS, so that it has no certificate")]
+    NoCertificate,
+    /// The certificate is given as files.
+    #[error(
+        "certificate and key are given as files (tls.certificate, tls.key), so that they are not the box's to replace: put others in their place; the box reads them at its next start, or within 6 hours"
+    )]
+    GivenAsFiles,
+    /// The keys of certificates do not change.
+    #[error(transparent)]
+    Certificate(tls::Error),
     /// The log grew faster than a checkpoint could be signed.
     #[error("the audit log is being written all the time: try again")]
     Overtaken,
+}
+
+impl From<tls::Error> for Error {
+    fn from(error: tls::Error) -> Self {
+        match error {
+            tls::Error::GivenAsFiles => Self::GivenAsFiles,
+            error => Self::Certificate(error),
+        }
+    }
 }
 
 /// The officers that an order about keys needs: as many as an export or an import, whichever is more.
@@ -149,18 +173,10 @@ pub fn carry_out(app: &App, wish: &KeyOrder, order: &Order) -> Result<KeyReport,
     mandate.approvers().require(report.approvals_needed.into(), what, command)?;
     let lost = wish.old_is_lost;
     let made = match &wish.action {
-        KeyAction::Rotate { role } => {
-            let token = app.token.as_deref().ok_or(Error::NoToken)?;
-            let new = own_keys::make(token, *role, order.now)?;
-            let kept = replace(app, &ended, vec![new.clone()], (lost, lost), &mandate);
-            if kept.is_err() {
-                // Nothing names it: it would only lie about in the token.
-                let unused = new.name.parse().map(|name| token.destroy(&name));
-                log::warn!(key = new.name, gone = unused.is_ok_and(|gone| gone.is_ok()); "a new key was not taken into use");
-            }
-            kept?;
-            vec![new]
-        }
+        KeyAction::Rotate { role } => match certificates::part(*role) {
+            Some(part) => certificates::replace(app, part, &ended, lost, &mandate)?,
+            None => rotate(app, *role, &ended, lost, &mandate)?,
+        },
         KeyAction::HandOver { keys } => {
             let new = handed_over(keys, order.now)?;
             replace(app, &ended, new.clone(), (lost, true), &mandate)?;
@@ -176,15 +192,36 @@ pub fn carry_out(app: &App, wish: &KeyOrder, order: &Order) -> Result<KeyReport,
     Ok(KeyReport { made: made.iter().map(shown).collect::<Result<_, _>>()?, ..report })
 }
 
+/// Makes a key of a role in the token, and takes it into use. If that fails, it is destroyed again.
+fn rotate(
+    app: &App,
+    role: KeyRole,
+    ended: &[Current],
+    lost: bool,
+    mandate: &Mandate,
+) -> Result<Vec<OwnKey>, Error> {
+    let token = app.token.as_deref().ok_or(Error::NoToken)?;
+    let new = own_keys::make(token, role, mandate.now())?;
+    let kept = replace(app, ended, vec![new.clone()], (lost, lost), mandate);
+    if kept.is_err() {
+        // Nothing names it: it would only lie about in the token.
+        let unused = new.name.parse().map(|name| token.destroy(&name));
+        log::warn!(key = new.name, gone = unused.is_ok_and(|gone| gone.is_ok()); "a new key was not taken into use");
+    }
+    kept?;
+    Ok(vec![new])
+}
+
 /// The keys that an order ends.
 fn ending(app: &App, action: &KeyAction) -> Result<Vec<Current>, Error> {
     let store = &app.store;
     let current = |role| own_keys::current(store, role);
     match action {
-        KeyAction::Rotate { role } if !ROTATED.contains(role) => Err(Error::OtherRole(*role)),
-        KeyAction::Rotate { role } => {
-            Ok(vec![current(*role)?.ok_or(own_keys::Error::None(*role))?])
-        }
+        KeyAction::Rotate { role } => match certificates::part(*role) {
+            Some(part) => certificates::ending(app, part),
+            None if !ROTATED.contains(role) => Err(Error::OtherRole(*role)),
+            None => Ok(vec![current(*role)?.ok_or(own_keys::Error::None(*role))?]),
+        },
         KeyAction::HandOver { .. } => {
             let all = ROTATED.into_iter().map(current).collect::<Result<Vec<_>, _>>()?;
             Ok(all.into_iter().flatten().collect())
@@ -197,7 +234,7 @@ fn ending(app: &App, action: &KeyAction) -> Result<Vec<Current>, Error> {
             if key.retired.is_none() {
                 return Err(Error::InUse(name));
             }
-            check_unneeded(store, &name, &key, (app.clock)())?;
+            check_unneeded(app, &name, &key)?;
             Ok(vec![Current { name, key }])
         }
     }
@@ -224,6 +261,11 @@ fn names(keys: &[Current]) -> Vec<String> {
 
 /// What happens, in the order in which it does.
 fn steps(app: &App, wish: &KeyOrder, ended: &[Current]) -> Result<Vec<String>, Error> {
+    if let KeyAction::Rotate { role } = &wish.action
+        && let Some(part) = certificates::part(*role)
+    {
+        return certificates::steps(app, part, wish.old_is_lost);
+    }
     let mut steps = Vec::new();
     if let KeyAction::HandOver { .. } = wish.action {
         steps.push("take the keys of the new token into use, one of each role".to_owned());
@@ -260,6 +302,9 @@ fn steps(app: &App, wish: &KeyOrder, ended: &[Current]) -> Result<Vec<String>, E
         steps.push(format!("retire {name}"));
         let gone = wish.old_is_lost || matches!(wish.action, KeyAction::HandOver { .. });
         steps.push(afterwards(role, gone).to_owned());
+    }
+    if let KeyAction::HandOver { .. } = wish.action {
+        steps.extend(certificates::after_hand_over(app)?);
     }
     Ok(steps)
 }
@@ -432,43 +477,48 @@ fn destroy_in(store: &Store, token: &dyn Token, name: &KeyName) -> Result<(), Er
     Ok(())
 }
 
-/// Destroys encryption keys that no peer uses any more: what they opened stays closed from then on. The audit log tells of each.
+/// Destroys retired keys that nobody needs any more: encryption keys of before, so that what they opened stays closed from then on, and the keys of
+/// certificates that are no longer served. The audit log tells of each.
 ///
 /// # Errors
 /// If the token or the database fails; the next call tries again.
 pub fn destroy_superseded(app: &App, token: &dyn Token, now: Millis) -> Result<(), Error> {
-    let role = KeyRole::CourierEncryption;
-    for key in app.store.read(|read| read.own_keys(role.as_str()))? {
-        let name: KeyName = key.name.parse().map_err(|_| own_keys::Error::Damaged(role))?;
-        let ended = key.retired.is_some() && key.destroyed.is_none();
-        if !ended || needed_by(&app.store, &key, now)?.is_some() {
-            continue;
+    for role in [KeyRole::CourierEncryption, KeyRole::Tls, KeyRole::Ca] {
+        for key in app.store.read(|read| read.own_keys(role.as_str()))? {
+            let name: KeyName = key.name.parse().map_err(|_| own_keys::Error::Damaged(role))?;
+            let ended = key.retired.is_some() && key.destroyed.is_none();
+            if !ended || needed(app, &name, &key, now)?.is_some() {
+                continue;
+            }
+            destroy_in(&app.store, token, &name)?;
+            let entry = audit::by_the_box("key.destroyed", name.to_string(), [], now);
+            app.store.write::<_, sallyport_store::Error>(move |write| {
+                write.note_destroyed_key(&key.name, now)?;
+                write.append_audit(entry).map(drop)
+            })?;
+            log::info!(key:% = name; "an old key was destroyed: nobody needs it any more");
         }
-        destroy_in(&app.store, token, &name)?;
-        let entry = audit::by_the_box("key.destroyed", name.to_string(), [], now);
-        app.store.write::<_, sallyport_store::Error>(move |write| {
-            write.note_destroyed_key(&key.name, now)?;
-            write.append_audit(entry).map(drop)
-        })?;
-        log::info!(key:% = name; "an old encryption key was destroyed: every peer has the new one");
     }
     Ok(())
 }
 
-fn check_unneeded(store: &Store, name: &KeyName, key: &OwnKey, now: Millis) -> Result<(), Error> {
-    let needed = |why| Err(Error::Needed { name: name.clone(), why });
+fn check_unneeded(app: &App, name: &KeyName, key: &OwnKey) -> Result<(), Error> {
+    let needed = needed(app, name, key, (app.clock)())?;
+    needed.map_or(Ok(()), |why| Err(Error::Needed { name: name.clone(), why }))
+}
+
+/// Why a key that was retired is still needed, if it is.
+fn needed(app: &App, name: &KeyName, key: &OwnKey, now: Millis) -> Result<Option<String>, Error> {
     match name.role() {
         KeyRole::Event => {
-            let runs = store.read(|read| read.signing_runs())?;
-            if runs.iter().any(|run| run.key == key.name) {
-                return needed("the audit log has yet to tell of what it signed: run `sallyctl audit checkpoint`".to_owned());
-            }
-            Ok(())
+            let runs = app.store.read(|read| read.signing_runs())?;
+            let untold = runs.iter().any(|run| run.key == key.name);
+            Ok(untold.then(|| "the audit log has yet to tell of what it signed: run `sallyctl audit checkpoint`".to_owned()))
         }
-        KeyRole::Courier | KeyRole::CourierEncryption => {
-            needed_by(store, key, now)?.map_or(Ok(()), needed)
-        }
-        _ => Ok(()),
+        KeyRole::Courier | KeyRole::CourierEncryption => needed_by(&app.store, key, now),
+        KeyRole::Tls | KeyRole::Ca => Ok(certificates::uses(app, name)?
+            .then(|| "the box's certificate is still one of this key".to_owned())),
+        _ => Ok(None),
     }
 }
 

@@ -86,6 +86,67 @@ enum Signing {
     Token(TokenKey),
 }
 
+/// A CA that nobody knows yet: it is not in its file.
+pub(super) struct Founded {
+    pub(super) authority: Authority,
+    stored: StoredAuthority,
+}
+
+impl Founded {
+    /// A CA for the given names, with this key in the token, or a key of its own for the file.
+    pub(super) fn make(
+        server_name: &ServerName,
+        names: &[String],
+        key: Option<TokenKey>,
+        now: Millis,
+    ) -> Result<Self, Error> {
+        let organization = server_name.as_str().to_owned();
+        let params = constrained(&organization, names, now);
+        let (certificate, key) = match key {
+            Some(key) => {
+                let asked = Asked::new(&key, SigningRequest::Certificate);
+                let certificate = match params.self_signed(&asked) {
+                    Ok(certificate) => certificate,
+                    Err(error) => return Err(asked.error(error)),
+                };
+                (certificate, CaKey::Token(key.name().clone()))
+            }
+            None => {
+                let key = KeyPair::generate().map_err(Error::Issue)?;
+                let certificate = params.self_signed(&key).map_err(Error::Issue)?;
+                (certificate, CaKey::File(Box::new(key)))
+            }
+        };
+        let (secret, token_key) = match &key {
+            CaKey::File(pair) => (Some(SecretPem::of(pair)), None),
+            CaKey::Token(name) => (None, Some(name.clone())),
+        };
+        let stored = StoredAuthority {
+            certificate: certificate.pem(),
+            key: secret,
+            token_key,
+            permitted: names.to_vec(),
+            chain: vec![],
+        };
+        let certificate = certificate.der().clone();
+        let chain = vec![certificate.clone()];
+        Ok(Self { authority: Authority { organization, certificate, chain, key }, stored })
+    }
+
+    /// Writes it down, for good and for handing out. The one before, if there was one, is gone from then on.
+    pub(super) fn keep(self, data_dir: &Path) -> Result<Authority, Error> {
+        let path = path(data_dir);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(file("make", folder))?;
+        }
+        write(&path, &self.stored)?;
+        publish(&data_dir.join("ca.pem"), &self.stored.certificate)?;
+        let place = if self.stored.key.is_some() { "file" } else { "token" };
+        log::info!(key = place; "the enclave CA is founded");
+        Ok(self.authority)
+    }
+}
+
 impl Authority {
     /// Loads the CA, if it was founded.
     pub(super) fn load(
@@ -115,7 +176,7 @@ impl Authority {
         Ok(Some(Self { organization, certificate, chain, key }))
     }
 
-    /// Founds the CA for the given names: with a key in the token, or, if none is configured, in the file.
+    /// Founds the CA for the given names, with a key in the token, or, if none is configured, in the file.
     pub(super) fn found(
         data_dir: &Path,
         server_name: &ServerName,
@@ -123,49 +184,8 @@ impl Authority {
         keys: &Keys<'_>,
         now: Millis,
     ) -> Result<Self, Error> {
-        let path = path(data_dir);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(file("make", folder))?;
-        }
-        let params = constrained(server_name.as_str(), names, now);
-        let stored = match keys.make(KeyRole::Ca, now)? {
-            Some(key) => {
-                let asked = Asked::new(&key, SigningRequest::Certificate);
-                let certificate = match params.self_signed(&asked) {
-                    Ok(certificate) => certificate.pem(),
-                    Err(error) => return Err(asked.error(error)),
-                };
-                let (key, token_key) = (None, Some(key.name().clone()));
-                StoredAuthority {
-                    certificate,
-                    key,
-                    token_key,
-                    permitted: names.to_vec(),
-                    chain: vec![],
-                }
-            }
-            None => {
-                let key = KeyPair::generate().map_err(Error::Issue)?;
-                let certificate = params.self_signed(&key).map_err(Error::Issue)?.pem();
-                let key = Some(SecretPem::of(&key));
-                StoredAuthority {
-                    certificate,
-                    key,
-                    token_key: None,
-                    permitted: names.to_vec(),
-                    chain: vec![],
-                }
-            }
-        };
-        write(&path, &stored)?;
-        let place = if stored.key.is_some() { "file" } else { "token" };
-        log::info!(key = place; "the enclave CA is founded");
-        let missing = || Error::File {
-            action: "find again",
-            path: path.clone(),
-            source: io::ErrorKind::NotFound.into(),
-        };
-        Self::load(data_dir, server_name, names)?.ok_or_else(missing)
+        let key = keys.make(KeyRole::Ca, now)?;
+        Founded::make(server_name, names, key, now)?.keep(data_dir)
     }
 
     /// SHA-256 of the certificate, in pairs of hexadecimal digits.
@@ -195,6 +215,14 @@ impl Authority {
         match &self.key {
             CaKey::File(_) => None,
             CaKey::Token(name) => Some(name),
+        }
+    }
+
+    /// The public half of a key that the file has.
+    pub(super) fn file_key(&self) -> Option<&[u8]> {
+        match &self.key {
+            CaKey::File(pair) => Some(pair.der_bytes()),
+            CaKey::Token(_) => None,
         }
     }
 

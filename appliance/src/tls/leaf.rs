@@ -2,12 +2,16 @@
 
 use rcgen::KeyPair;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-use sallyport_core::{sign::KeyRole, time::Millis};
+use sallyport_core::time::Millis;
 use sallyport_hsm::KeyName;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{Error, Keys, RENEW_BEFORE, authority::Authority, key::SecretPem};
+use super::{
+    Error, Keys, RENEW_BEFORE,
+    authority::Authority,
+    key::{SecretPem, TokenKey},
+};
 use crate::{
     config::KeyIn,
     vault::{Name, Vault},
@@ -42,34 +46,35 @@ impl Leaf {
         Ok(serde_json::from_slice(&stored).ok())
     }
 
-    /// Issues a new one, and keeps it.
+    /// Issues a new one for this key in the token, or for one that it makes and has itself. It is not kept yet.
     pub(super) fn issue(
         authority: &Authority,
         names: &[String],
-        key_in: KeyIn,
+        key: Option<&TokenKey>,
         keys: &Keys<'_>,
         now: Millis,
     ) -> Result<Self, Error> {
-        let (issued, key) = match key_in {
-            KeyIn::Box => {
+        let (issued, key) = match key {
+            None => {
                 let key = KeyPair::generate().map_err(Error::Issue)?;
                 let issued = authority.issue(names, &key, keys, now)?;
                 (issued, LeafKey::Box(SecretPem::of(&key)))
             }
-            KeyIn::Token => {
-                let key = keys.make(KeyRole::Tls, now)?.ok_or(Error::NoAuthority)?;
-                let issued = authority.issue(names, &key, keys, now)?;
+            Some(key) => {
+                let issued = authority.issue(names, key, keys, now)?;
                 (issued, LeafKey::Token(key.name().clone()))
             }
         };
         let (certificate, not_before, not_after) = issued;
         let ca_fingerprint = authority.fingerprint();
         let names = names.to_vec();
-        let leaf = Self { certificate, key, names, not_before, not_after, ca_fingerprint };
-        let json = serde_json::to_vec(&leaf).map(Zeroizing::new);
-        let json = json.map_err(Error::Leaf)?;
-        keys.vault.put(Name::TlsLeaf, &json)?;
-        Ok(leaf)
+        Ok(Self { certificate, key, names, not_before, not_after, ca_fingerprint })
+    }
+
+    /// Keeps it in place of the one before.
+    pub(super) fn keep(&self, vault: &Vault) -> Result<(), Error> {
+        let json = serde_json::to_vec(self).map(Zeroizing::new).map_err(Error::Leaf)?;
+        Ok(vault.put(Name::TlsLeaf, &json)?)
     }
 
     /// Whether it can be served until the box looks again. `current` is the token's key that is in use.

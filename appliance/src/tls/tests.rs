@@ -3,6 +3,7 @@
 mod handshakes;
 mod higher;
 mod pluggable;
+mod rotation;
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 

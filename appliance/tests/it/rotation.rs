@@ -1,19 +1,24 @@
 //! Keys of the box are replaced, handed over and destroyed, and peers go on.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use ruma::{OwnedRoomId, server_name};
-use sallyport::service::{
-    audit, bundle,
-    bundle::{export::export, import::import},
-    hybrid,
-    order::Order,
-    own_keys, peers,
-    rotation::{self, Error},
-    signer,
+use sallyport::{
+    app::App,
+    config::Config,
+    service::{
+        audit, bundle,
+        bundle::{export::export, import::import},
+        hybrid,
+        order::Order,
+        own_keys, peers,
+        rotation::{self, Error},
+        signer,
+    },
+    shutdown,
 };
 use sallyport_core::{
-    admin::{Approval, Consent, KeyAction, KeyOrder, KeyReport, NewKey},
+    admin::{Approval, Consent, KeyAction, KeyOrder, KeyReport, KeyState, NewKey},
     audit::{Tip, Vouched, verify},
     bundle::unverified_header,
     card::{Card, EncryptionSuite},
@@ -57,7 +62,7 @@ fn carry(from: &Enclave, to: &Enclave, now: Millis) {
     take(to, &made.path, now).unwrap();
 }
 
-fn take(to: &Enclave, bundle: &std::path::Path, now: Millis) -> Result<(), bundle::Error> {
+fn take(to: &Enclave, bundle: &Path, now: Millis) -> Result<(), bundle::Error> {
     let hash = Sha256::of(&fs::read(bundle).unwrap());
     import(&to.app, bundle, hash, &at(now)).map(drop)
 }
@@ -316,6 +321,98 @@ fn officers_approve_orders_about_keys_once() {
     give(both.to_vec()).unwrap();
     // The same approvals are for nothing now: they named the key that was replaced.
     assert!(matches!(give(both.to_vec()), Err(Error::Approval(_))));
+}
+
+/// The names of keys in a report.
+fn named(keys: &[KeyState]) -> Vec<&str> {
+    keys.iter().map(|key| key.name.as_str()).collect()
+}
+
+fn ca_pem(enclave: &Enclave) -> String {
+    fs::read_to_string(enclave.app.config.data_dir.join("ca.pem")).unwrap()
+}
+
+#[test]
+fn the_keys_of_certificates_are_replaced_on_order_and_the_old_ones_destroyed() {
+    let (alpha, _) = pair();
+    let certificates = alpha.app.certificates.as_ref().unwrap();
+    let unfounded = rotate(&alpha, KeyRole::Tls, minutes(1)).unwrap_err();
+    assert!(unfounded.to_string().contains("there is no enclave CA yet"), "{unfounded}");
+    certificates.refresh(&alpha.app.store, NOW).unwrap();
+
+    // The key of the certificate is the box's own.
+    let ca = ca_pem(&alpha);
+    let order = wish(KeyAction::Rotate { role: KeyRole::Tls });
+    let plan = rotation::plan(&alpha.app, &order).unwrap();
+    assert!(plan.steps.iter().any(|step| step.contains("in the box's vault")), "{:?}", plan.steps);
+    let report = rotate(&alpha, KeyRole::Tls, minutes(1)).unwrap();
+    assert_eq!((named(&report.ended), report.made.len()), (named(&plan.ended), 1));
+    let next = rotation::plan(&alpha.app, &order).unwrap();
+    assert_eq!(named(&next.ended), named(&report.made));
+    assert_eq!(ca_pem(&alpha), ca);
+    assert_eq!(actions(&alpha).last().unwrap(), "key.rotate");
+
+    // The CA's is in the token.
+    let old = own_keys::required(&alpha.app.store, KeyRole::Ca).unwrap().name;
+    let order = wish(KeyAction::Rotate { role: KeyRole::Ca });
+    let plan = rotation::plan(&alpha.app, &order).unwrap();
+    assert!(plan.steps.iter().any(|step| step.contains("EVERY DEVICE")), "{:?}", plan.steps);
+    let report = rotate(&alpha, KeyRole::Ca, minutes(2)).unwrap();
+    assert_eq!(named(&report.ended)[0], old.to_string());
+    assert_ne!(ca_pem(&alpha), ca);
+    assert_eq!(keys(&alpha, KeyRole::Ca)[0].name, report.made[0].name);
+    let token = alpha.app.token.clone().unwrap();
+    rotation::destroy_superseded(&alpha.app, &*token, minutes(3)).unwrap();
+    assert_eq!(keys(&alpha, KeyRole::Ca)[1].destroyed, Some(minutes(3)));
+    assert!(!token.keys().unwrap().contains(&old), "it is in the token still");
+    assert!(actions(&alpha).ends_with(&[
+        "key.rotate".to_owned(),
+        "key.rotate".to_owned(),
+        "key.destroyed".to_owned()
+    ]));
+}
+
+#[test]
+fn officers_approve_that_keys_of_certificates_are_replaced() {
+    let alpha = crate::bundles::bare_enclave("alpha.test", 1, 1);
+    peers::install_own_card(&alpha.app, alpha.card.clone(), &order()).unwrap();
+    let certificates = alpha.app.certificates.as_ref().unwrap();
+    certificates.refresh(&alpha.app.store, NOW).unwrap();
+    for role in [KeyRole::Tls, KeyRole::Ca] {
+        let refused = rotate(&alpha, role, NOW).unwrap_err().to_string();
+        assert!(refused.contains("1 needed, 0 given"), "{refused}");
+        let rotation = wish(KeyAction::Rotate { role });
+        let plan = rotation::plan(&alpha.app, &rotation).unwrap();
+        let names: Vec<_> = named(&plan.ended).into_iter().map(str::to_owned).collect();
+        let incarnation = alpha.app.store.read(|read| read.incarnation()).unwrap();
+        let consent =
+            Consent::to_keys("alpha.test".try_into().unwrap(), incarnation, "key.rotate", &names);
+        let mut approved = order();
+        approved.authority.approvals = vec![alpha.officers.approve(0, &consent)];
+        rotation::carry_out(&alpha.app, &rotation, &approved).unwrap();
+        let again = rotation::carry_out(&alpha.app, &rotation, &approved).unwrap_err();
+        assert!(matches!(again, Error::Approval(_)), "{again}");
+    }
+}
+
+#[test]
+fn certificates_that_are_given_as_files_are_not_ours_to_replace() {
+    let folder = tempfile::tempdir().unwrap();
+    let pair = rcgen::generate_simple_self_signed(["alpha.test".to_owned()]).unwrap();
+    let (certificate, key) = (folder.path().join("chain.pem"), folder.path().join("key.pem"));
+    fs::write(&certificate, pair.cert.pem()).unwrap();
+    fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
+    let text = format!(
+        "server_name = 'alpha.test'\ndata_dir = {:?}\n[tls]\ncertificate = {certificate:?}\nkey = {key:?}",
+        folder.path().join("data"),
+    );
+    let config = Config::parse(&text, Path::new("test")).unwrap();
+    let app = App::open(config, || NOW, shutdown::channel().1).unwrap();
+    for role in [KeyRole::Tls, KeyRole::Ca] {
+        let order = wish(KeyAction::Rotate { role });
+        let refused = rotation::carry_out(&app, &order, &at(NOW)).unwrap_err().to_string();
+        assert!(refused.contains("given as files"), "{refused}");
+    }
 }
 
 #[test]

@@ -12,10 +12,10 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 
-const IN_TOKEN: &str = "[tls]\nkey_in = 'token'";
+pub(super) const IN_TOKEN: &str = "[tls]\nkey_in = 'token'";
 
 /// Answers each byte with the same, with TLS or without.
-async fn echo(acceptor: Option<Acceptor>) -> SocketAddr {
+pub(super) async fn echo(acceptor: Option<Acceptor>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -36,7 +36,7 @@ async fn echo(acceptor: Option<Acceptor>) -> SocketAddr {
 }
 
 /// Connects, has a byte echoed (after that the client has its tickets), and tells how hands were shaken.
-async fn connect(device: &TlsConnector, to: SocketAddr) -> io::Result<HandshakeKind> {
+pub(super) async fn connect(device: &TlsConnector, to: SocketAddr) -> io::Result<HandshakeKind> {
     let stream = TcpStream::connect(to).await?;
     let name = ServerName::try_from("alpha.example").unwrap();
     let mut stream = device.connect(name, stream).await?;
@@ -45,7 +45,7 @@ async fn connect(device: &TlsConnector, to: SocketAddr) -> io::Result<HandshakeK
     Ok(stream.get_ref().1.handshake_kind().unwrap())
 }
 
-fn new_device(fixture: &Fixture) -> TlsConnector {
+pub(super) fn new_device(fixture: &Fixture) -> TlsConnector {
     let root = CertificateDer::from_pem_file(fixture.path().join("ca.pem")).unwrap();
     TlsConnector::from(Arc::new(device(root, NOW)))
 }

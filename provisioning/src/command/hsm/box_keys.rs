@@ -39,10 +39,18 @@ pub(crate) struct Rotate {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Role {
+    /// Signs what members write, for other enclaves.
     Event,
+    /// Signs bundles.
     Courier,
+    /// Opens bundles of peers.
     CourierEncryption,
+    /// Vouches for the audit log.
     Audit,
+    /// That of the certificate that the box serves, in the token or not.
+    Tls,
+    /// That of the enclave CA, and of the served certificate with it. EVERY DEVICE must trust the new CA before it can connect again.
+    Ca,
 }
 
 /// The keys that a new token gets.
@@ -119,6 +127,8 @@ impl Rotate {
             Role::Courier => KeyRole::Courier,
             Role::CourierEncryption => KeyRole::CourierEncryption,
             Role::Audit => KeyRole::Audit,
+            Role::Tls => KeyRole::Tls,
+            Role::Ca => KeyRole::Ca,
         };
         let action = KeyAction::Rotate { role };
         let what = format!("Rotate the {role} key");
