@@ -181,7 +181,9 @@ impl Played {
         Self { device: name, expected: (event, courier, encryption, storage), folder, token, hsm }
     }
 
+    /// Another process for the same token. SoftHSM2 rewrites the token's file at a login, and who reads it meanwhile sees no token.
     fn start(&self, choice: ModeChoice) -> EnvelopeToken {
+        self.token.keys().unwrap();
         start(&self.hsm, choice, self.folder.path())
     }
 
