@@ -21,6 +21,7 @@ use crate::{
     Secret32, Token, wrapped,
 };
 
+mod answers;
 mod arguments;
 mod flights;
 mod frame;

@@ -79,27 +79,37 @@ impl Queue {
         generation
     }
 
-    /// Waits for a task for the first session; `None` at the end.
-    pub(super) fn next(&self) -> Option<(u64, Task)> {
-        self.wait(|_| true, |_| true)
+    /// Waits for a task for the first session; `None` at the end. Calls `idle` before it waits.
+    pub(super) fn next(&self, idle: impl Fn()) -> Option<(u64, Task)> {
+        self.wait(|_| true, |_| true, idle)
     }
 
-    /// Waits for a task for another session; `None` when its generation is over.
-    pub(super) fn next_in(&self, generation: u64) -> Option<(u64, Task)> {
-        self.wait(|state| state.generation == generation, |task| !matches!(task, Task::Open(_)))
+    /// Waits for a task for another session; `None` when its generation is over. Calls `idle` before it waits.
+    pub(super) fn next_in(&self, generation: u64, idle: impl Fn()) -> Option<(u64, Task)> {
+        let stay = |state: &State| state.generation == generation;
+        self.wait(stay, |task| !matches!(task, Task::Open(_)), idle)
     }
 
     fn wait(
         &self,
         stay: impl Fn(&State) -> bool,
         mine: impl Fn(&Task) -> bool,
+        idle: impl Fn(),
     ) -> Option<(u64, Task)> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = false;
         while !state.closed && stay(&state) {
             if state.tasks.front().is_some_and(|(_, task)| mine(task)) {
                 return state.tasks.pop_front();
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if told {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            } else {
+                drop(state);
+                idle();
+                told = true;
+                state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            }
         }
         None
     }

@@ -7,27 +7,27 @@
 use std::{
     ffi::OsString,
     fs::File,
-    io::{self, Write as _},
+    io,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::net::UnixStream,
     },
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
 use nix::unistd::{dup2_stdin, dup2_stdout};
 use sallyport_core::sign::Policy;
-use zeroize::Zeroizing;
 
 use super::{
+    answers::Answers,
     arguments::Arguments,
-    frame::{Incoming, Message},
+    frame::Incoming,
     harden::{end_after, harden},
     queue::{Queue, Task},
     sessions::{Keeper, require},
-    wire::{Answer, Failure, Request},
+    wire::Request,
 };
 use crate::Error;
 
@@ -78,7 +78,7 @@ fn read_requests(
         while let Some((number, request)) = incoming.take()? {
             let accepted = task(request, policy).and_then(|task| queue.push(number, task));
             if let Err(error) = accepted {
-                answers.send(number, Err(error))?;
+                answers.send_now(number, Err(error))?;
             }
         }
         if incoming.read(socket)? == 0 {
@@ -102,24 +102,4 @@ fn task(request: Request, policy: &Policy) -> Result<Task, Error> {
         }
         other => Task::Other(other),
     })
-}
-
-/// Where answers go, each as a whole.
-#[derive(Clone)]
-pub(super) struct Answers(Arc<Mutex<UnixStream>>);
-
-impl Answers {
-    fn new(socket: UnixStream) -> Self {
-        Self(Arc::new(Mutex::new(socket)))
-    }
-
-    /// Answers a request. Fails when the box is gone, which the thread that reads notices too.
-    pub(super) fn send(&self, number: u64, answer: Result<Answer, Error>) -> io::Result<()> {
-        let answer = answer.unwrap_or_else(|error| Answer::Failed(Failure::from(error)));
-        let frame = Message::new(&answer)?.numbered(number);
-        let [head, message] = frame.parts();
-        // One small buffer, because each write wakes the box.
-        let bytes = Zeroizing::new([head, message].concat());
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(&bytes)
-    }
 }

@@ -12,9 +12,9 @@ use std::{
 use sallyport_core::sign::{Algorithm, PublicKey};
 
 use super::{
+    answers::Answers,
     arguments::ServedToken,
     queue::{Queue, Task},
-    serve::Answers,
     wire::{Answer, Credential, Open, Request},
 };
 use crate::{
@@ -45,7 +45,8 @@ impl Keeper {
 
     /// Works until the queue is closed.
     pub(super) fn run(mut self) {
-        while let Some((number, task)) = self.queue.next() {
+        // A box that is gone is noticed by the thread that reads.
+        while let Some((number, task)) = self.queue.next(|| drop(self.answers.flush())) {
             let answer = match task {
                 Task::Open(open) => self.open(number, open),
                 task => match &mut self.first {
@@ -86,7 +87,8 @@ impl Keeper {
             module.finalize();
         }
         module.initialize()?;
-        let mut working = || self.answers.send(number, Ok(Answer::Working)).map_err(Error::Helper);
+        let mut working =
+            || self.answers.send_now(number, Ok(Answer::Working)).map_err(Error::Helper);
         working()?;
         let wanted = Wanted {
             label: &self.token.label,
@@ -119,7 +121,8 @@ impl Keeper {
             let mut session = Worked::new(connection, &epoch);
             let (queue, answers) = (Arc::clone(&self.queue), self.answers.clone());
             let work = move || {
-                while let Some((number, task)) = queue.next_in(generation) {
+                let idle = || drop(answers.flush());
+                while let Some((number, task)) = queue.next_in(generation, idle) {
                     if answers.send(number, session.answer(task)).is_err() {
                         break;
                     }
