@@ -16,8 +16,8 @@ use serde_json::Value;
 
 const OFFICER_PIN: &str = "officer-5678";
 
-/// How long a box may take to make its keys.
-const READY_WITHIN: Duration = Duration::from_secs(30);
+/// How long a box may take for what it does with its keys.
+pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(30);
 
 /// An enclave whose token `sallyctl hsm init` has set up, and the slot.
 fn enclave(plan: Plan) -> Result<(Enclave, SoftHsm)> {
@@ -65,7 +65,7 @@ fn enclave(plan: Plan) -> Result<(Enclave, SoftHsm)> {
 }
 
 /// The box's keys, as soon as it has one of each role.
-fn keys(desk: &Desk) -> Result<Vec<Value>> {
+pub(crate) fn keys(desk: &Desk) -> Result<Vec<Value>> {
     let started = Instant::now();
     loop {
         let status: Value = serde_json::from_str(&desk.sallyctl(&["hsm", "status", "--json"])?)?;
@@ -73,11 +73,12 @@ fn keys(desk: &Desk) -> Result<Vec<Value>> {
         if keys.len() >= 4 {
             return Ok(keys.clone());
         }
-        ensure!(started.elapsed() < READY_WITHIN, "the box has no keys: {status}");
+        ensure!(started.elapsed() < STUCK_AFTER, "the box has no keys: {status}");
     }
 }
 
-fn current(keys: &[Value], role: &str) -> Result<String> {
+/// The key of a role that is in use.
+pub(crate) fn current(keys: &[Value], role: &str) -> Result<String> {
     let name = keys.iter().find_map(|key| {
         let name = key["name"].as_str().filter(|name| name.starts_with(&format!("{role}:")))?;
         key["retired"].is_null().then(|| name.to_owned())
@@ -126,5 +127,63 @@ fn a_token_is_set_up_used_and_its_keys_replaced_before_witnesses() -> Result<()>
     desk.sallyctl(&["audit", "checkpoint"])?;
     let verified = desk.sallyctl(&["audit", "verify"])?;
     ensure!(verified.contains("The token vouches for it up to row"), "{verified}");
+    enclave.stop()
+}
+
+#[test]
+fn keys_are_generated_backed_up_and_restored() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let plan = Plan::for_test("alpha", folder.path());
+    let (token, copy) = (plan.folder.join("keys"), "copy.keys");
+    let mut enclave = Enclave::create(plan, Place::Here)?;
+    let desk = enclave.desk().clone();
+    let description = format!("kind = \"software\"\npath = \"{}\"\n", token.display());
+    fs::write(desk.path("token.toml"), description)?;
+    let in_token = ["--token", "token.toml", "--allow-software-keys"];
+    let generate = [
+        &["hsm", "generate", "--enclave", "alpha.example", "--role"],
+        &["event"][..],
+        &in_token[..],
+    ]
+    .concat();
+    let planned = desk.sallyctl(&[&generate[..], &["--plan"]].concat())?;
+    ensure!(planned.contains("Nothing was done") && !token.exists(), "{planned}");
+    let made = desk.sallyctl(&[&generate[..], &["--yes", "--protocol", "made.txt"]].concat())?;
+
+    // The box takes that key into use.
+    enclave.start()?;
+    let before = keys(&desk)?;
+    let event = current(&before, "event")?;
+    ensure!(made.contains(&format!("made {event}")), "{event} is in use, and not\n{made}");
+    enclave.stop()?;
+
+    let answers = format!("{PIN}\n{PIN}\n");
+    let backup =
+        [&["hsm", "backup", "--out", copy, "--yes", "--protocol", "backup.txt"], &in_token[..]]
+            .concat();
+    let protocol = desk.sallyctl_answering(&backup, &answers)?;
+    ensure!(protocol.contains(copy) && !protocol.contains(PIN), "{protocol}");
+    for file in fs::read_dir(&enclave.plan().folder)? {
+        let file = file?;
+        if file.file_name().to_string_lossy().starts_with("keys") {
+            fs::remove_file(file.path())?;
+        }
+    }
+    let restore = |protocol: &str, pin: &str| {
+        let named = ["hsm", "restore", copy, "--yes", "--protocol", protocol];
+        desk.sallyctl_answering(&[&named[..], &in_token[..]].concat(), &format!("{pin}\n"))
+    };
+    let refused = restore("refused.txt", "not the PIN");
+    ensure!(refused.is_err() && !token.exists(), "a wrong PIN made a token");
+    restore("restored.txt", PIN)?;
+
+    // The box goes on with the same keys, and they sign.
+    enclave.start()?;
+    ensure!(keys(&desk)? == before, "the keys are others");
+    desk.sallyctl(&["audit", "checkpoint"])?;
+    let verified = desk.sallyctl(&["audit", "verify"])?;
+    ensure!(verified.contains("The token vouches for it up to row"), "{verified}");
+    let over = restore("again.txt", PIN);
+    ensure!(over.is_err(), "a token that is there was made anew");
     enclave.stop()
 }

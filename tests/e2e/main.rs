@@ -8,6 +8,7 @@ mod dependencies;
 mod dev;
 mod durability;
 mod encrypted;
+mod hand_over;
 mod hsm;
 mod tidy;
 mod tls;

@@ -1,15 +1,18 @@
 //! Real clients shake hands with a key that never leaves SoftHSM2.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, time::Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use sallyport_e2e::{
-    enclave::{Enclave, Plan, Token},
+    enclave::{Enclave, PIN, Plan, Token},
     http::Client,
     person::{Person, Software},
     place::Place,
 };
+use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::hsm::{STUCK_AFTER, current, keys};
 
 /// Where Debian's package puts the browser.
 const BROWSER: &str = "/usr/bin/chromium";
@@ -52,6 +55,61 @@ fn curl_trusts_the_enclave_ca_and_shakes_hands_with_the_token() -> Result<()> {
     let after = signatures(&enclave)?;
     ensure!(after == before + 1, "the token has signed {before} handshakes, and then {after}");
     ensure!(!get(&["--silent"])?.status.success(), "curl trusts a CA that nobody gave it");
+    Ok(())
+}
+
+#[test]
+fn the_keys_of_certificates_are_replaced_without_a_restart() -> Result<()> {
+    let (enclave, folder) = boxed()?;
+    let desk = enclave.desk();
+    let url = format!("{}/_matrix/client/versions", enclave.plan().url());
+    let reaches = |authority: &Path| -> Result<bool> {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--tlsv1.3", "--cacert"]).arg(authority).arg(&url);
+        Ok(curl.output()?.status.success())
+    };
+    let in_use = |role: &str| current(&keys(desk)?, role);
+    let first = folder.path().join("first.pem");
+    fs::copy(enclave.authority(), &first)?;
+    let rotate = |role: &str| {
+        let protocol = format!("{role}.txt");
+        desk.sallyctl(&["hsm", "rotate", role, "--yes", "--protocol", &protocol])
+    };
+
+    let old = in_use("tls")?;
+    let plan = desk.sallyctl(&["hsm", "rotate", "tls", "--plan"])?;
+    ensure!(plan.contains("make a new tls key in the token") && plan.contains(&old), "{plan}");
+    ensure!(in_use("tls")? == old, "a plan changed something");
+    let protocol = rotate("tls")?;
+    let new = in_use("tls")?;
+    for part in [format!("retired {old}"), format!("made {new}")] {
+        ensure!(protocol.contains(&part), "no {part} in:\n{protocol}");
+    }
+    ensure!(desk.sallyctl(&["certificate", "show"])?.contains(&new), "another key is served");
+    let before = signatures(&enclave)?;
+    ensure!(reaches(&first)?, "the CA is not the same");
+    ensure!(signatures(&enclave)? == before + 1, "the new key signed nothing");
+    is_destroyed(&enclave, &old)?;
+
+    let (ca, leaf) = (in_use("ca")?, new);
+    let plan = desk.sallyctl(&["hsm", "rotate", "ca", "--plan"])?;
+    ensure!(plan.contains("EVERY DEVICE must trust it"), "{plan}");
+    rotate("ca")?;
+    ensure!(!reaches(&first)? && reaches(&enclave.authority())?, "the CA is not the new one");
+    is_destroyed(&enclave, &ca)?;
+    is_destroyed(&enclave, &leaf)
+}
+
+/// Waits until the box has destroyed a key, and looks for it in the token.
+fn is_destroyed(enclave: &Enclave, name: &str) -> Result<()> {
+    let started = Instant::now();
+    let destroyed = |key: &Value| key["name"] == name && !key["destroyed"].is_null();
+    while !keys(enclave.desk())?.iter().any(destroyed) {
+        ensure!(started.elapsed() < STUCK_AFTER, "{name} is not destroyed");
+    }
+    let (_, id) = name.split_once(':').context("a name")?;
+    let listed = enclave.softhsm().context("no SoftHSM2")?.listed("alpha", PIN)?;
+    ensure!(!listed.contains(id), "{name} is in the token still:\n{listed}");
     Ok(())
 }
 

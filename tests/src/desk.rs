@@ -207,15 +207,23 @@ impl Desk {
     /// # Errors
     /// When a step is refused.
     pub fn issue_card_with(&self, approvals: &str) -> Result<()> {
+        self.issue_card_numbered("1", approvals)
+    }
+
+    /// As [`Desk::issue_card_with`], for the card of this serial number. It lies in the place of the one before.
+    ///
+    /// # Errors
+    /// When a step is refused.
+    pub fn issue_card_numbered(&self, serial: &str, approvals: &str) -> Result<()> {
         let name = &self.name;
-        let said = self.sallyctl(&["card", "request", "--out", "card.request"])?;
+        let (request, card) = (format!("card-{serial}.request"), format!("card-{serial}.signed"));
+        let said = self.sallyctl(&["card", "request", "--out", &request])?;
         let hash = said.split_whitespace().last().context("no hash of the request")?;
         let (token, software) = ("root.toml", "--allow-software-keys");
-        let card = format!("{name}.card");
         self.sallyctl(&[
             "ceremony",
             "sign-card",
-            "card.request",
+            &request,
             "--request-hash",
             hash,
             "--token",
@@ -224,7 +232,7 @@ impl Desk {
             "--name",
             name,
             "--serial",
-            "1",
+            serial,
             "--export-approvals",
             approvals,
             "--import-approvals",
@@ -233,6 +241,7 @@ impl Desk {
             &card,
         ])?;
         self.sallyctl(&["card", "install", &card])?;
+        fs::rename(self.path(&card), self.path(&format!("{name}.card")))?;
         Ok(())
     }
 

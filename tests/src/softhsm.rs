@@ -28,15 +28,35 @@ impl SoftHsm {
         if there_was_one {
             return Ok(this);
         }
+        this.add(label, pin)?;
+        Ok(this)
+    }
+
+    /// Makes one more token.
+    ///
+    /// # Errors
+    /// When SoftHSM2 is not installed or refuses.
+    pub fn add(&self, label: &str, pin: &str) -> Result<()> {
+        self.util(&["--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", pin])
+    }
+
+    /// Destroys a token with everything in it.
+    ///
+    /// # Errors
+    /// When there is no such token.
+    pub fn remove(&self, label: &str) -> Result<()> {
+        self.util(&["--delete-token", "--token", label])
+    }
+
+    fn util(&self, arguments: &[&str]) -> Result<()> {
         let output = Command::new("softhsm2-util")
-            .args(["--init-token", "--free", "--label", label])
-            .args(["--pin", pin, "--so-pin", pin])
-            .env(Self::VARIABLE, &this.configuration)
+            .args(arguments)
+            .env(Self::VARIABLE, &self.configuration)
             .output()
             .context("`softhsm2-util` cannot be started; run `make setup`")?;
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "softhsm2-util: {complaint}");
-        Ok(this)
+        Ok(())
     }
 
     /// A slot with a blank token under `folder`, or whatever an earlier call left there.
