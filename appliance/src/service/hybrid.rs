@@ -22,6 +22,10 @@ pub fn ensure(store: &Store, token: &dyn Token, server_name: &ServerName) -> Res
     if store.read(|read| read.hybrid_key(&current.key.name))?.is_some() {
         return Ok(());
     }
+    // After a hand-over the keys are in the new token, and the box still has the old one until it is restarted.
+    if !token.keys()?.contains(&current.name) {
+        return Ok(());
+    }
     let Some(kind) = token.kind_for(KeyRole::CourierStorage) else { return Ok(()) };
     let storage = token.generate(KeyRole::CourierStorage, kind)?;
     let kept = make(store, token, server_name, &current, &storage);
