@@ -1,13 +1,14 @@
-//! Two enclaves go on talking while one of them replaces its keys.
+//! Two enclaves go on talking while one of them replaces its keys, or its whole token.
 
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use sallyport_e2e::{
-    enclave::{Enclave, Plan, Token},
+    enclave::{Enclave, PIN, Plan, Token},
     http::Client,
     person::word,
     place::Place,
+    softhsm::MODULE,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -134,4 +135,69 @@ fn a_courier_key_changes_without_a_meeting() -> Result<()> {
     talk.say("after")?;
     talk.carry()?;
     talk.all_is_read()
+}
+
+#[test]
+fn a_box_is_handed_over_to_another_token_and_its_peer_goes_on() -> Result<()> {
+    let mut talk = Talk::new(Token::SoftHsm)?;
+    talk.say("before")?;
+    let softhsm = talk.alpha.softhsm().context("no SoftHSM2")?.clone();
+    softhsm.add("alpha-2", PIN)?;
+    let desk = talk.alpha.desk().with_softhsm(&softhsm);
+    let pin_file = talk.alpha.plan().pin_file();
+    let description = format!(
+        "kind = \"pkcs11\"\nmodule = \"{MODULE}\"\ntoken_label = \"alpha-2\"\npin = \"file:{}\"\n\
+         writable = [\"{}\"]\n",
+        pin_file.display(),
+        talk.alpha.plan().folder.join("softhsm").display(),
+    );
+    fs::write(desk.path("new.toml"), description)?;
+    let before = keys(&desk)?;
+    let hand_over = ["hsm", "hand-over", "--token", "new.toml"];
+    let plan = desk.sallyctl(&[&hand_over[..], &["--plan"]].concat())?;
+    ensure!(plan.contains("sallyctl hsm rotate ca"), "the plan forgets the CA:\n{plan}");
+    ensure!(keys(&desk)? == before, "a plan changed something");
+    let protocol =
+        desk.sallyctl(&[&hand_over[..], &["--yes", "--protocol", "hand-over.txt"]].concat())?;
+    let after = keys(&desk)?;
+    for role in ["event", "courier", "courier-encryption", "audit"] {
+        let (old, new) = (current(&before, role)?, current(&after, role)?);
+        ensure!(old != new && protocol.contains(&format!("retired {old}")), "{role}:\n{protocol}");
+        ensure!(protocol.contains(&format!("made {new}")), "{role}:\n{protocol}");
+    }
+    ensure!(protocol.contains("the old audit key, in the audit log"), "{protocol}");
+    talk.say("while-nobody-signs")?;
+
+    // The old token is gone for good when the box starts with the new one.
+    talk.alpha.stop()?;
+    softhsm.remove("alpha")?;
+    let configuration = talk.alpha.plan().configuration();
+    let text = fs::read_to_string(&configuration)?;
+    let text = text.replace("token_label = \"alpha\"", "token_label = \"alpha-2\"");
+    fs::write(configuration, text)?;
+    talk.alpha.start()?;
+    talk.say("with-the-new-token")?;
+
+    desk.issue_card_numbered("2", "0")?;
+    let bundle = talk.export()?;
+    let refused = talk.import(&bundle).err().context("bravo takes what a strange key signed")?;
+    ensure!(refused.to_string().contains("bundle"), "{refused}");
+    // The new card is carried to the peer.
+    talk.bravo.desk().pair_with(&desk)?;
+    talk.import(&bundle)?;
+    talk.all_is_read()?;
+    talk.carry_back()?;
+
+    // The log is vouched for across the change, and the CA follows into the new token.
+    desk.sallyctl(&["audit", "checkpoint"])?;
+    let verified = desk.sallyctl(&["audit", "verify"])?;
+    ensure!(verified.contains("The token vouches for it up to row"), "{verified}");
+    let ca = current(&keys(&desk)?, "ca")?;
+    desk.sallyctl(&["hsm", "rotate", "ca", "--old-key-is-lost", "--yes", "--protocol", "ca.txt"])?;
+    ensure!(!talk.key(&ca)?["destroyed"].is_null(), "{ca} is not gone");
+    let listed = softhsm.listed("alpha-2", PIN)?;
+    let new = current(&keys(&desk)?, "ca")?;
+    let (_, id) = new.split_once(':').context("a name")?;
+    ensure!(listed.contains(id), "the CA's key is not in the new token:\n{listed}");
+    talk.alpha.stop()
 }

@@ -64,13 +64,17 @@ fn enclave(plan: Plan) -> Result<(Enclave, SoftHsm)> {
     Ok((Enclave::create(plan, Place::Here)?, softhsm))
 }
 
-/// The box's keys, as soon as it has one of each role.
+/// The box's keys, as soon as it has made all that it makes by itself.
 pub(crate) fn keys(desk: &Desk) -> Result<Vec<Value>> {
     let started = Instant::now();
     loop {
         let status: Value = serde_json::from_str(&desk.sallyctl(&["hsm", "status", "--json"])?)?;
         let keys = status["keys"].as_array().context("no keys")?;
-        if keys.len() >= 4 {
+        let has_ca =
+            keys.iter().any(|key| key["name"].as_str().is_some_and(|name| name.starts_with("ca:")));
+        // The first ones are complete with the hybrid half of the encryption key; later ones have others before them.
+        let complete = keys.iter().any(|key| !key["hybrid"].is_null() || !key["retired"].is_null());
+        if keys.len() >= 5 && has_ca && complete {
             return Ok(keys.clone());
         }
         ensure!(started.elapsed() < STUCK_AFTER, "the box has no keys: {status}");
