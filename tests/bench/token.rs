@@ -41,9 +41,9 @@ pub(crate) const MEASURE: &str = "measure-token";
 const PIN: &str = "correct horse";
 const LABEL: &str = "bench";
 const SERVER: &str = "alpha.example";
-/// Signatures of each turn, and turns: whatever else the machine does hits all alike.
-const SIGNATURES: usize = 2000;
-const ROUNDS: usize = 5;
+/// Signatures of each turn, and turns: short ones, so that whatever else the machine does hits all alike.
+const SIGNATURES: usize = 400;
+const ROUNDS: usize = 30;
 /// Characters of a message, so that its event has about 1 KiB.
 const MESSAGE: usize = 700;
 /// How long the slow token takes for each signature.
