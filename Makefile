@@ -16,6 +16,10 @@ NEXTEST_PROFILE := $(if $(CI),ci,default)
 # The programs under test are up to date when this is set; see tests/src/repository.rs.
 BUILT := SALLYPORT_BUILT=1
 
+# The builder of images: Python of this machine, everything that decides a byte in a tree of locked tools.
+IMAGE := PYTHONPATH=image PYTHONDONTWRITEBYTECODE=1 python3 -m build
+IMAGE_OPTIONS := $(if $(KEYS),--keys $(KEYS)) $(if $(PACKAGES),--packages $(PACKAGES)) $(if $(BINARIES),--binaries $(BINARIES)) $(if $(filter any,$(RUST)),--any-rust)
+
 .PHONY: help
 help: ## Show this list
 	@printf 'Sallyport: make TARGET\n\n'
@@ -67,6 +71,7 @@ else
 	$(CARGO) test --locked --workspace --lib --test it --test smoke
 endif
 	$(CARGO) test --locked --workspace --doc
+	PYTHONDONTWRITEBYTECODE=1 python3 -m unittest discover -q -s image -t image
 
 .PHONY: e2e
 e2e: ## Run the whole-system tests with real clients and a real token
@@ -90,6 +95,16 @@ fault-table: ## Rewrite the tables of faults and devices in hsm/README.md from t
 .PHONY: fuzz-smoke
 fuzz-smoke: ## Run every fuzz target over its seeds and their mutations, without a fuzzer
 	$(CARGO) test --locked --workspace --test smoke
+
+.PHONY: image
+image: ## Build the disk image of a box (KEYS=, PACKAGES=, BINARIES= folders; RUST=any)
+	@.ci/need image
+	@$(IMAGE) image $(IMAGE_OPTIONS)
+
+.PHONY: image-lock
+image-lock: ## Renew the locks of packages and toolchain that images are made of and with
+	@.ci/need image
+	@$(IMAGE) lock
 
 .PHONY: check
 check: fmt-check lint tidy deny doc ## Formatting, lints, tidiness, dependencies and documentation

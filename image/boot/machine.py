@@ -1,0 +1,314 @@
+"""A virtual machine: QEMU with OVMF and swtpm from the locked tree of tools, its serial console kept with times.
+
+Everything waits for what it needs to see; nothing sleeps. The processes that a machine starts end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import json
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from build.signing import NAMES, OWNER
+from build.tree import Mount, Tree
+
+CODES = re.compile(rb"\x1b(?:\[[0-9;?!]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()][A-Z0-9]|[=>78cM])|\r")
+FIRMWARE = Path("/usr/share/OVMF")
+KERNEL_STARTS = re.compile(r"EFI stub: (UEFI Secure Boot|Loaded initrd|Measured initrd)")
+POLL_S = 0.05
+HTTPS_POLL_S = 0.2
+HTTPS_TIMEOUT_S = 5.0
+
+
+class BootError(Exception):
+    """A machine did not do what it should; the text says what was waited for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """What a machine is made of."""
+
+    cores: int = 2
+    memory_mib: int = 1024
+    processor: str = "EPYC"
+    tpm: bool = True
+    sticks: tuple[Path, ...] = ()
+    extra: tuple[str, ...] = ()
+
+
+class Machine:
+    """One machine with a disk, firmware variables and a TPM that outlive its boots."""
+
+    def __init__(self, tools: Tree, keys: Path, folder: Path, image: Path | None = None) -> None:
+        self.tools = tools
+        self.folder = folder
+        if image is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.disk = folder / "disk.raw"
+        if image is not None:
+            subprocess.run(["cp", "--sparse=always", image, self.disk], check=True)
+            with self.disk.open("r+b") as file:
+                file.truncate(image.stat().st_size + (1 << 30))
+            self._enrol(keys)
+            self.fresh_tpm()
+
+    def fresh_tpm(self) -> None:
+        """Gives the machine another TPM, as after a repair."""
+        tpm = self.folder / "tpm"
+        shutil.rmtree(tpm, ignore_errors=True)
+        tpm.mkdir()
+        setup = ["swtpm_setup", "--tpm2", "--tpmstate", "/mnt/vm/tpm", "--pcr-banks", "sha256", "--config", "/dev/null"]
+        self._tool(setup)
+
+    def boot(self, hardware: Hardware | None = None) -> Boot:
+        """Switches the machine on."""
+        return Boot(self, hardware or Hardware())
+
+    def mounts(self) -> list[Mount]:
+        """What its processes see."""
+        return [Mount(self.folder, "vm", writable=True)]
+
+    def _enrol(self, keys: Path) -> None:
+        enrolled: list[str] = []
+        for name, option in zip(NAMES, ("--set-pk", "--add-kek", "--add-db"), strict=True):
+            enrolled += [option, str(OWNER), f"/mnt/keys/{name}.crt"]
+        firmware = ["-i", f"{FIRMWARE}/OVMF_VARS_4M.fd", "-o", "/mnt/vm/variables.fd"]
+        self._tool(["virt-fw-vars", *firmware, *enrolled, "--secure-boot"], [Mount(keys, "keys")])
+
+    def _tool(self, command: Sequence[str], mounts: Sequence[Mount] = ()) -> None:
+        order = self.tools.command(command, [*self.mounts(), *mounts])
+        done = subprocess.run(order, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise BootError(f"{command[0]}: {done.stdout}{done.stderr}")
+
+
+class Boot:
+    """One run of a machine, from power on to power off. A context manager: what it started ends with it."""
+
+    def __init__(self, machine: Machine, hardware: Hardware) -> None:
+        self.machine = machine
+        self.port = _free_port()
+        self._hardware = hardware
+        self._lines: list[tuple[float, str]] = []
+        self._partial = b""
+        self._changed = threading.Condition()
+        self._ended = False
+        self._processes: list[subprocess.Popen[bytes]] = []
+        number = len(list(machine.folder.glob("serial-*.log"))) + 1
+        self.log = machine.folder / f"serial-{number}.log"
+        self.started = time.monotonic()
+        if hardware.tpm:
+            self._start_tpm()
+        self._qemu = self._start_qemu()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Boot:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.cut_power()
+
+    def elapsed(self) -> float:
+        """Seconds since power on."""
+        return time.monotonic() - self.started
+
+    def lines(self) -> list[tuple[float, str]]:
+        """What the serial console said, each line with the seconds since power on."""
+        with self._changed:
+            return list(self._lines)
+
+    def wait_for(self, pattern: str, timeout_s: float, since: int = 0) -> re.Match[str]:
+        """Waits until a line of the serial console matches; lines before number `since` do not count."""
+        expression = re.compile(pattern)
+        deadline = time.monotonic() + timeout_s
+        seen = since
+        with self._changed:
+            while True:
+                for _, line in [*self._lines[seen:], (0.0, _text(self._partial))]:
+                    found = expression.search(line)
+                    if found:
+                        return found
+                seen = len(self._lines)
+                left = deadline - time.monotonic()
+                if left <= 0 or self._ended:
+                    what = "the machine went off" if self._ended else f"{timeout_s:.0f} s passed"
+                    raise BootError(f"{what} before the console said {pattern!r}; see {self.log}")
+                self._changed.wait(min(left, 1.0))
+
+    def time_of(self, pattern: str | re.Pattern[str]) -> float | None:
+        """When a line that matches was first seen."""
+        return next((at for at, line in self.lines() if re.search(pattern, line)), None)
+
+    def wait_for_https(self, timeout_s: float, path: str = "/_matrix/client/versions") -> float:
+        """Waits until the server answers; returns the seconds since power on."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.ended():
+                raise BootError(f"the machine went off before it answered; see {self.log}")
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                status, _ = self.get(path)
+                if status == 200:
+                    return self.elapsed()
+            with self._changed:
+                self._changed.wait(HTTPS_POLL_S)
+        raise BootError(f"no answer over HTTPS within {timeout_s:.0f} s; see {self.log}")
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        """Asks the server over HTTPS, whatever its certificate."""
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=HTTPS_TIMEOUT_S, context=context)
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read(1 << 20)
+
+    def type(self, text: str) -> None:
+        """Types at the serial console."""
+        assert self._qemu.stdin is not None
+        self._qemu.stdin.write(text.encode())
+        self._qemu.stdin.flush()
+
+    def ended(self) -> bool:
+        """Whether the machine is off."""
+        return self._qemu.poll() is not None
+
+    def wait_for_end(self, timeout_s: float) -> None:
+        """Waits until the machine switches itself off, or resets if it was told to end then."""
+        try:
+            self._qemu.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise BootError(f"the machine is still on after {timeout_s:.0f} s; see {self.log}") from None
+
+    def cut_power(self) -> None:
+        """Ends the machine at once, and what belongs to it."""
+        for process in reversed(self._processes):
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        self._reader.join(timeout=5)
+
+    def command(self, name: str, **arguments: object) -> object:
+        """Gives a command to QEMU's monitor."""
+        with self._monitor() as exchange:
+            return exchange({"execute": name, "arguments": arguments})
+
+    def plug_in(self, image: Path, name: str, *, read_only: bool = False) -> None:
+        """Plugs a stick in."""
+        inside = _inside(self.machine.folder, image)
+        file = {"driver": "file", "filename": inside}
+        self.command("blockdev-add", **{"driver": "raw", "node-name": name, "read-only": read_only, "file": file})
+        self.command("device_add", **{"driver": "usb-storage", "bus": "usb.0", "drive": name, "id": name, "removable": True})
+
+    def pull_out(self, name: str) -> None:
+        """Pulls a stick out."""
+        self.command("device_del", id=name)
+
+    @contextlib.contextmanager
+    def _monitor(self) -> Iterator[object]:
+        with socket.socket(socket.AF_UNIX) as link:
+            link.connect(str(self.machine.folder / "monitor"))
+            stream = link.makefile("rwb")
+
+            def exchange(message: object) -> object:
+                stream.write(json.dumps(message).encode() + b"\n")
+                stream.flush()
+                while True:
+                    answer = json.loads(stream.readline())
+                    if "error" in answer:
+                        raise BootError(f"QEMU: {answer['error']['desc']}")
+                    if "return" in answer:
+                        return answer["return"]
+
+            stream.readline()
+            exchange({"execute": "qmp_capabilities"})
+            yield exchange
+
+    def _start(self, command: Sequence[str], **pipes: int) -> subprocess.Popen[bytes]:
+        order = self.machine.tools.command(command, self.machine.mounts(), network=True)
+        process = subprocess.Popen(order, **pipes)  # type: ignore[call-overload]
+        self._processes.append(process)
+        return process
+
+    def _start_tpm(self) -> None:
+        sock = self.machine.folder / "tpm.sock"
+        sock.unlink(missing_ok=True)
+        state, control = "dir=/mnt/vm/tpm", "type=unixio,path=/mnt/vm/tpm.sock"
+        process = self._start(["swtpm", "socket", "--tpm2", "--tpmstate", state, "--ctrl", control, "--terminate"])
+        while not sock.exists():
+            if process.poll() is not None:
+                raise BootError("swtpm ended at once")
+            time.sleep(POLL_S)
+
+    def _start_qemu(self) -> subprocess.Popen[bytes]:
+        hardware = self._hardware
+        (self.machine.folder / "monitor").unlink(missing_ok=True)
+        command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+        command += ["-machine", "q35,accel=tcg,smm=on", "-cpu", hardware.processor, "-smp", str(hardware.cores)]
+        command += ["-m", str(hardware.memory_mib), "-uuid", "11111111-2222-4333-8444-555555555555"]
+        command += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
+        command += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}/OVMF_CODE_4M.secboot.fd"]
+        command += ["-drive", "if=pflash,format=raw,unit=1,file=/mnt/vm/variables.fd"]
+        command += ["-drive", "if=none,id=disk,format=raw,file=/mnt/vm/disk.raw,cache=writeback,discard=unmap"]
+        command += ["-device", "virtio-blk-pci,drive=disk,bootindex=1"]
+        command += ["-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-:443"]
+        command += ["-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"]
+        command += ["-device", "qemu-xhci,id=usb", "-device", "i6300esb"]
+        command += ["-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial"]
+        command += ["-qmp", "unix:/mnt/vm/monitor,server=on,wait=off"]
+        if hardware.tpm:
+            command += ["-chardev", "socket,id=tpm,path=/mnt/vm/tpm.sock", "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
+            command += ["-device", "tpm-crb,tpmdev=tpm0"]
+        for number, stick in enumerate(hardware.sticks):
+            inside = _inside(self.machine.folder, stick)
+            command += ["-drive", f"if=none,id=stick{number},format=raw,file={inside}"]
+            command += ["-device", f"usb-storage,bus=usb.0,drive=stick{number},removable=on"]
+        command += hardware.extra
+        return self._start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def _read(self) -> None:
+        assert self._qemu.stdout is not None
+        with self.log.open("w", encoding="utf-8") as log:
+            while chunk := self._qemu.stdout.read1(65536):  # type: ignore[attr-defined]
+                at = self.elapsed()
+                with self._changed:
+                    *complete, self._partial = (self._partial + chunk).split(b"\n")
+                    for raw in complete:
+                        line = _text(raw)
+                        self._lines.append((at, line))
+                        log.write(f"{at:8.2f} {line}\n")
+                    log.flush()
+                    self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+
+def _text(raw: bytes) -> str:
+    return CODES.sub(b"", raw).decode("utf-8", "replace")
+
+
+def _inside(folder: Path, path: Path) -> str:
+    """The path of a file of the machine's folder as its processes see it."""
+    return f"/mnt/vm/{path.resolve().relative_to(folder.resolve())}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,120 @@
+"""The command line: `python3 -m build lock|image`, called by `make image-lock`, `make image` and `make image-verify`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tomllib
+from pathlib import Path
+
+from . import lock, pool, programs, report, resolve, tree
+from .tree import Mount
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LOCKS = REPOSITORY / "image" / "lock"
+
+
+def main() -> None:
+    """Does what the command line says."""
+    arguments = parser().parse_args()
+    try:
+        arguments.run(arguments)
+    except (lock.LockError, tree.CommandFailed) as error:
+        report.warn(str(error))
+        sys.exit(1)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="build", description=__doc__)
+    commands = top.add_subparsers(required=True)
+    commands.add_parser("lock", help="renew the locks").set_defaults(run=renew)
+    image = commands.add_parser("image", help="build the image")
+    image.set_defaults(run=build)
+    image.add_argument("--out", type=Path, default=REPOSITORY / "target/image", help="where the artefacts go")
+    image.add_argument("--version", help="the version; that of Cargo.toml if not given")
+    image.add_argument("--keys", type=Path, help="folder with PK, KEK, db (.crt, .key) and pcr (.pub, .key); test keys if not given")
+    image.add_argument("--packages", type=Path, help="folder with the packages that a release kept")
+    image.add_argument("--binaries", type=Path, help="folder with programs compiled elsewhere: for development only")
+    image.add_argument("--command-line", default="", help="more for the kernel's command line: for development only")
+    image.add_argument("--any-rust", action="store_true", help="compile with a toolchain that is not the locked one")
+    return top
+
+
+def renew(_: argparse.Namespace) -> None:
+    """Renews the locks of packages and toolchain."""
+    resolve.renew(LOCKS)
+    rust = programs.toolchain()
+    (LOCKS / "rust.lock").write_text(rust.text(), encoding="utf-8")
+    report.say(f"rust.lock: {rust.version}")
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """Builds the image."""
+    out: Path = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    locks = {name: lock.read(LOCKS / f"{name}.lock") for name in ("root", "tools")}
+    packages = pool.Pool(pool.cache() / "pool", arguments.packages)
+    tools = tree.make("tools", locks["tools"], packages)
+    packages.fetch(locks["root"].packages)
+    keys = arguments.keys or test_keys(tools)
+    recorded: dict[str, object] = {
+        "tools": {"packages": len(locks["tools"].packages), "lock_sha256": pool.digest(LOCKS / "tools.lock")},
+        "root_lock_sha256": pool.digest(LOCKS / "root.lock"),
+        "crates_lock_sha256": pool.digest(REPOSITORY / "Cargo.lock"),
+    }
+    if arguments.binaries:
+        report.warn("the programs were compiled elsewhere: this image is for development, and nobody can rebuild it")
+        binaries: Path = arguments.binaries
+    else:
+        rust = programs.locked_toolchain(LOCKS / "rust.lock", any_version=arguments.any_rust)
+        recorded["rust"] = {"version": rust.version, "sha256": rust.sha256}
+        binaries = programs.compile(tools, REPOSITORY, rust, out)
+    recorded["crates"] = programs.crates(REPOSITORY)
+    artefacts = out / "new"
+    artefacts.mkdir(exist_ok=True)
+    order = {
+        "version": arguments.version or version(),
+        "command_line": arguments.command_line,
+        "recorded": recorded,
+    }
+    mounts = [
+        Mount(REPOSITORY / "image", "image"),
+        Mount(packages.folder, "pool"),
+        Mount(keys, "keys"),
+        Mount(binaries, "binaries"),
+        Mount(artefacts, "out", writable=True),
+    ]
+    environment = {"PYTHONPATH": "/mnt/image", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
+    tools.run(["python3", "-m", "build.assemble", json.dumps(order)], mounts, environment)
+    for path in sorted(artefacts.iterdir()):
+        path.replace(out / path.name)
+    artefacts.rmdir()
+    report.say(f"done: {out}")
+
+
+def test_keys(tools: tree.Tree) -> Path:
+    """Keys for tests, made once and kept in this user's cache."""
+    folder = pool.cache() / "test-keys"
+    report.warn(f"TEST KEYS sign this image ({folder}): whoever has them can replace it unnoticed. KEYS=FOLDER takes your own.")
+    if not (folder / "pcr.pub").exists():
+        old_mask = os.umask(0o077)
+        folder.mkdir(parents=True, exist_ok=True)
+        os.umask(old_mask)
+        mounts = [Mount(REPOSITORY / "image", "image"), Mount(folder, "keys", writable=True)]
+        make = "from pathlib import Path; from build import signing; signing.generate(Path('/mnt/keys'))"
+        tools.run(["python3", "-c", make], mounts, {"PYTHONPATH": "/mnt/image", "PYTHONDONTWRITEBYTECODE": "1"})
+        report.say(f"test keys made: {folder}")
+    return folder
+
+
+def version() -> str:
+    """The version of the workspace."""
+    manifest = tomllib.loads((REPOSITORY / "Cargo.toml").read_text(encoding="utf-8"))
+    return str(manifest["workspace"]["package"]["version"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""From packages, programs and lists to a disk. Runs inside the tools tree, where nothing else is: see `tree`.
+
+Order: packages, root by allow-list, erofs, verity, initrd, signed boot programs, disk. All time stamps are the lock's date, all
+identifiers come from the version and the content.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+from . import checks, lock, manifest, modules, report, signing
+from .files import Allowed, BuildError
+from .lock import names
+from .tree import unpack
+
+IMAGE = Path("/mnt/image")
+POOL = Path("/mnt/pool")
+KEYS = Path("/mnt/keys")
+BINARIES = Path("/mnt/binaries")
+OUT = Path("/mnt/out")
+
+EROFS = ["-zzstd,level=9", "-C32768", "-Enoinline_data,force-inode-compact", "--workers=1"]
+INITRD_LEVEL = 12
+ROOT_BYTES_MAX = 40 << 20
+UKI_BYTES_MAX = 30 << 20
+PHASES = "enter-initrd:leave-initrd"
+FOLDERS = {"proc": 0o555, "sys": 0o555, "dev": 0o755, "run": 0o755, "tmp": 0o1777, "var": 0o755, "efi": 0o700, "root": 0o700}
+COMMAND_LINE = (
+    "roothash={root_hash} systemd.verity_root_options=panic-on-corruption panic=5 rootfstype=erofs ro "
+    "systemd.gpt_auto=0 rd.systemd.gpt_auto=0 systemd.machine_id=firmware lockdown=integrity systemd.import_credentials=no "
+    "console=tty0 console=ttyS0 loglevel=3 systemd.show_status=0 {more}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What is to be built."""
+
+    version: str
+    command_line: str = ""
+    recorded: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+class Assembly:
+    """One build."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.locked = lock.read(IMAGE / "lock/root.lock")
+        self.epoch = self.locked.epoch
+        self.seed = uuid.UUID(bytes=hashlib.sha256(f"sallyport {order.version}".encode()).digest()[:16], version=4)
+        self.name = f"sallyport-{order.version}"
+        self.work = OUT / "work"
+        self.packages = self.work / "packages"
+        self.root = self.work / "root"
+        self.initrd = self.work / "initrd"
+        os.environ["SOURCE_DATE_EPOCH"] = str(self.epoch)
+        # systemd-repart would write into /var/tmp, and the tree cannot be written to.
+        os.environ["TMPDIR"] = "/tmp"
+
+    def run(self) -> None:
+        """Builds everything into `/mnt/out`."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        for folder in (self.packages, self.root, self.initrd):
+            folder.mkdir(parents=True)
+        self._unpack()
+        self._make_root()
+        self._make_initrd()
+        root_hash = self._pack_root()
+        self._pack_initrd()
+        self._boot_programs(root_hash)
+        self._disk(root_hash)
+        manifest.write(self.order, self.locked, OUT, self.name)
+        shutil.rmtree(self.work)
+        self._bounds()
+
+    def _unpack(self) -> None:
+        for package in sorted(self.locked.packages, key=lambda package: (package.name != "base-files", package)):
+            unpack(POOL / f"{package.sha256}.deb", self.packages)
+        report.say(f"{len(self.locked.packages)} packages unpacked")
+
+    @property
+    def kernel(self) -> str:
+        """The release of the only kernel."""
+        (found,) = (self.packages / "usr/lib/modules").iterdir()
+        return found.name
+
+    def _make_root(self) -> None:
+        allowed = Allowed([self.packages], self.root)
+        allowed.add(names(IMAGE / "root/files.list"))
+        allowed.overlay(IMAGE / "root/overlay")
+        for program in ("sallyport", "sallyctl"):
+            stripped = self.work / program
+            subprocess.run(["strip", "-o", stripped, BINARIES / program], check=True)
+            allowed.place(stripped, f"usr/bin/{program}", 0o755)
+        allowed.wants(IMAGE / "root/wants.list")
+        self._release(self.root)
+        (self.root / "etc/os-release").symlink_to("../usr/lib/os-release")
+        for name, mode in FOLDERS.items():
+            (self.root / name).mkdir(exist_ok=True)
+            (self.root / name).chmod(mode)
+        count = self._modules(self.root, "root")
+        self._finish(self.root)
+        checks.root(self.root)
+        report.say(f"root: {_bytes_of(self.root) >> 20} MiB, {count} kernel modules")
+
+    def _make_initrd(self) -> None:
+        allowed = Allowed([self.root, self.packages], self.initrd)
+        allowed.add(names(IMAGE / "initrd/files.list"))
+        allowed.overlay(IMAGE / "initrd/overlay")
+        allowed.wants(IMAGE / "initrd/wants.list")
+        for name, mode in {**FOLDERS, "sysroot": 0o755}.items():
+            (self.initrd / name).mkdir(exist_ok=True)
+            (self.initrd / name).chmod(mode)
+        (self.initrd / "init").symlink_to("usr/lib/systemd/systemd")
+        (self.initrd / "etc/initrd-release").symlink_to("../usr/lib/os-release")
+        count = self._modules(self.initrd, "initrd")
+        self._finish(self.initrd)
+        checks.initrd(self.initrd)
+        report.say(f"initrd: {_bytes_of(self.initrd) >> 20} MiB, {count} kernel modules")
+
+    def _modules(self, tree: Path, name: str) -> int:
+        kernel = modules.Modules(self.packages / "usr/lib/modules" / self.kernel)
+        target = tree / "usr/lib/modules" / self.kernel
+        target.mkdir(parents=True)
+        return kernel.install(names(IMAGE / name / "modules.list"), target)
+
+    def _release(self, tree: Path) -> None:
+        path = tree / "usr/lib/os-release"
+        text = path.read_text(encoding="utf-8").replace("@VERSION@", self.order.version)
+        path.write_text(text, encoding="utf-8")
+
+    def _finish(self, tree: Path) -> None:
+        (tree / "etc/machine-id").touch()
+        subprocess.run(["ldconfig", "-r", tree], check=True)
+        shutil.rmtree(tree / "var/cache", ignore_errors=True)
+        for folder, subfolders, found in os.walk(tree):
+            for name in subfolders + found:
+                os.utime(os.path.join(folder, name), (self.epoch, self.epoch), follow_symlinks=False)
+        os.utime(tree, (self.epoch, self.epoch))
+
+    def _pack_root(self) -> str:
+        image, tree = OUT / "root.erofs", OUT / "root.verity"
+        identity = ["-U", str(self.seed), "-L", "sallyport", f"-T{self.epoch}", "--all-root"]
+        subprocess.run(["mkfs.erofs", "--quiet", *EROFS, *identity, image, self.root], check=True)
+        salt = hashlib.sha256(f"salt of {self.name}".encode()).hexdigest()
+        hashed = self.work / "roothash"
+        form = ["veritysetup", "format", f"--salt={salt}", f"--uuid={self.seed}", f"--root-hash-file={hashed}", image, tree]
+        subprocess.run(form, check=True, stdout=subprocess.DEVNULL)
+        root_hash = hashed.read_text(encoding="ascii").strip()
+        (OUT / f"{self.name}.roothash").write_text(root_hash + "\n", encoding="ascii")
+        report.say(f"root.erofs: {image.stat().st_size >> 10} KiB, root hash {root_hash}")
+        return root_hash
+
+    def _pack_initrd(self) -> None:
+        found = sorted(str(path.relative_to(self.initrd)) for path in self.initrd.rglob("*"))
+        listing = "".join(f"{path}\0" for path in found).encode()
+        archive = ["cpio", "-o0", "-H", "newc", "--reproducible", "--quiet", "-R", "0:0"]
+        packed = subprocess.run(archive, input=listing, stdout=subprocess.PIPE, cwd=self.initrd, check=True).stdout
+        with (self.work / "initrd.cpio.zst").open("wb") as file:
+            subprocess.run(["zstd", "-q", f"-{INITRD_LEVEL}", "-T1"], input=packed, stdout=file, check=True)
+        report.say(f"initrd packed: {(self.work / 'initrd.cpio.zst').stat().st_size >> 10} KiB")
+
+    def _boot_programs(self, root_hash: str) -> None:
+        command_line = COMMAND_LINE.format(root_hash=root_hash, more=self.order.command_line).strip()
+        unsigned = OUT / f"{self.name}.unsigned.efi"
+        boot = self.packages / "usr/lib/systemd/boot/efi"
+        signing.run(
+            [
+                "ukify",
+                "build",
+                f"--linux={self.packages}/boot/vmlinuz-{self.kernel}",
+                f"--initrd={self.work}/initrd.cpio.zst",
+                f"--stub={boot}/linuxx64.efi.stub",
+                f"--os-release=@{self.root}/usr/lib/os-release",
+                f"--uname={self.kernel}",
+                f"--cmdline={command_line}",
+                f"--pcr-private-key={KEYS}/pcr.key",
+                f"--pcr-public-key={KEYS}/pcr.pub",
+                f"--phases={PHASES}",
+                "--pcr-banks=sha256",
+                f"--output={unsigned}",
+            ]
+        )
+        signer = signing.Signer(KEYS, self.epoch)
+        signer.sign(unsigned, OUT / f"{self.name}.efi", OUT / f"{self.name}.efi.p7")
+        (OUT / f"{self.name}.pcrsig.json").write_bytes(signing.section(unsigned, ".pcrsig"))
+        signer.sign(boot / "systemd-bootx64.efi", self.work / "boot.efi", OUT / "systemd-boot.efi.p7")
+        report.say(f"{self.name}.efi: {unsigned.stat().st_size >> 10} KiB")
+
+    def _disk(self, root_hash: str) -> None:
+        esp = self.work / "esp"
+        for folder in ("EFI/BOOT", "EFI/Linux", "loader"):
+            (esp / folder).mkdir(parents=True)
+        shutil.copyfile(self.work / "boot.efi", esp / "EFI/BOOT/BOOTX64.EFI")
+        shutil.copyfile(OUT / f"{self.name}.efi", esp / f"EFI/Linux/sallyport_{self.order.version}.efi")
+        shutil.copyfile(IMAGE / "disk/loader.conf", esp / "loader/loader.conf")
+        for path in [esp, *esp.rglob("*")]:
+            os.utime(path, (self.epoch, self.epoch))
+        values = {
+            "@VERSION@": self.order.version,
+            "@ROOT_UUID@": str(uuid.UUID(root_hash[:32])),
+            "@VERITY_UUID@": str(uuid.UUID(root_hash[32:])),
+            "@OUT@": str(OUT),
+            "@ESP@": str(esp),
+        }
+        definitions = self.work / "repart.d"
+        definitions.mkdir()
+        for path in sorted((IMAGE / "disk").glob("*.conf")):
+            text = path.read_text(encoding="utf-8")
+            for key, value in values.items():
+                text = text.replace(key, value)
+            if path.name != "loader.conf":
+                (definitions / path.name).write_text(text, encoding="utf-8")
+        disk = OUT / f"{self.name}.raw"
+        disk.unlink(missing_ok=True)
+        options = ["--empty=create", "--size=auto", f"--seed={self.seed}", "--offline=yes", "--dry-run=no", "--split=no"]
+        signing.run(["systemd-repart", *options, f"--definitions={definitions}", disk])
+        allocated = disk.stat().st_blocks * 512
+        report.say(f"{disk.name}: {disk.stat().st_size >> 20} MiB, of which {allocated >> 20} MiB are not holes")
+
+    def _bounds(self) -> None:
+        for path, most in ((OUT / "root.erofs", ROOT_BYTES_MAX), (OUT / f"{self.name}.efi", UKI_BYTES_MAX)):
+            if path.stat().st_size > most:
+                raise BuildError(f"{path.name} has {path.stat().st_size >> 10} KiB, and {most >> 10} KiB are the most")
+
+
+def _bytes_of(tree: Path) -> int:
+    return sum(path.lstat().st_size for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def main() -> None:
+    """Builds what the first argument orders."""
+    try:
+        Assembly(Order(**json.loads(sys.argv[1]))).run()
+    except (BuildError, lock.LockError, subprocess.CalledProcessError) as error:
+        report.warn(str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Signatures of boot programs, the same each time, and also as files of their own so that others can compare without the keys."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+import uuid
+from pathlib import Path
+
+from .files import BuildError
+
+# Who owns the keys in the firmware's variables; a name, not a secret.
+OWNER = uuid.UUID("5c1d9a37-24b8-4c56-9ec1-5d6a4e0f7b10")
+NAMES = {"PK": "platform key", "KEK": "key exchange key", "db": "boot programs"}
+
+
+class Signer:
+    """Signs with the key of the firmware's list of allowed programs (`db`)."""
+
+    def __init__(self, keys: Path, epoch: int) -> None:
+        self._keys = keys
+        self._epoch = epoch
+
+    def sign(self, program: Path, signed: Path, detached: Path) -> None:
+        """Writes the signed program, and its signature (PKCS #7, DER). The time in it is the lock's date."""
+        certificate, key = self._keys / "db.crt", self._keys / "db.key"
+        for path in (signed, detached):
+            path.unlink(missing_ok=True)
+        order = ["osslsigncode", "sign", "-h", "sha256", "-st", str(self._epoch), "-certs", certificate, "-key", key]
+        run([*order, "-in", program, "-out", signed])
+        run(["osslsigncode", "extract-signature", "-in", signed, "-out", detached])
+        run(["sbverify", "--cert", certificate, signed])
+
+
+def run(command: list[str | Path]) -> None:
+    """Runs a tool that talks too much; what it said is shown if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"{command[0]} {command[1]}: {done.stdout.strip()} {done.stderr.strip()}")
+
+
+def section(program: Path, name: str) -> bytes:
+    """The content of one section of a boot program (PE/COFF)."""
+    data = program.read_bytes()
+    (header,) = struct.unpack_from("<I", data, 0x3C)
+    (count,) = struct.unpack_from("<H", data, header + 6)
+    (optional,) = struct.unpack_from("<H", data, header + 20)
+    for index in range(count):
+        entry = header + 24 + optional + 40 * index
+        found, size, _, stored, offset = struct.unpack_from("<8sIIII", data, entry)
+        if found.rstrip(b"\0") == name.encode():
+            return data[offset : offset + min(size, stored)]
+    raise BuildError(f"{program.name} has no section {name}")
+
+
+def generate(folder: Path) -> None:
+    """Makes keys for tests: three for Secure Boot and one that signs what the TPM measures. Runs in the tools tree."""
+    fresh = folder / "fresh"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    for name, meaning in NAMES.items():
+        subject = f"/O=Sallyport TEST KEYS, worthless/CN=Sallyport TEST {meaning}"
+        files: list[str | Path] = ["-keyout", fresh / f"{name}.key", "-out", fresh / f"{name}.crt"]
+        run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-sha256", "-nodes", "-days", "7300", "-subj", subject, *files])
+    run(["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", fresh / "pcr.key"])
+    run(["openssl", "pkey", "-in", fresh / "pcr.key", "-pubout", "-out", fresh / "pcr.pub"])
+    for path in fresh.iterdir():
+        path.replace(folder / path.name)
+    fresh.rmdir()

@@ -1,0 +1,160 @@
+"""Trees of tools: locked packages, unpacked, in which everything runs that decides a byte of an image.
+
+Neither root nor a network is needed, and maintainer scripts do not run: a tree is files. Commands run in it as root of a user
+namespace, without network, with the same paths, environment and umask whoever calls them from wherever.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from . import lock, pool, report
+
+# Raised when this file makes trees otherwise than before.
+LAYOUT = "4"
+PATHS = "/usr/sbin:/usr/bin:/sbin:/bin"
+# Links that the alternatives system of Debian would make.
+LINKS = {"usr/bin/awk": "mawk", "usr/bin/cc": "gcc"}
+DEVICES = ("null", "zero", "full", "random", "urandom")
+
+# Enters a tree: $1 the tree, $2 the mounts (one for each line: `ro|rw`, tab, from, tab, to), then the command.
+ENTER = r"""
+set -eu
+umask 022
+tree=$1 mounts=$2
+shift 2
+mount --bind "$tree" "$tree"
+mount -o remount,bind,ro "$tree"
+mount -t proc proc "$tree/proc"
+mount -t tmpfs -o mode=755 tmpfs "$tree/dev"
+for device in @DEVICES@; do : >"$tree/dev/$device"; mount --bind "/dev/$device" "$tree/dev/$device"; done
+ln -s /proc/self/fd "$tree/dev/fd"
+mkdir "$tree/dev/shm"
+mount -t tmpfs -o mode=1777 tmpfs "$tree/tmp"
+mount -t tmpfs -o mode=755 tmpfs "$tree/run"
+mount -t tmpfs -o mode=755 tmpfs "$tree/mnt"
+while IFS='	' read -r mode from to; do
+  [ -n "$mode" ] || continue
+  if [ -d "$from" ]; then mkdir -p "$tree$to"; else mkdir -p "$tree${to%/*}"; : >"$tree$to"; fi
+  mount --rbind "$from" "$tree$to"
+  [ "$mode" = rw ] || mount -o remount,bind,ro "$tree$to"
+done <<EOF
+$mounts
+EOF
+exec chroot "$tree" "$@"
+""".replace("@DEVICES@", " ".join(DEVICES))
+
+
+class CommandFailed(Exception):
+    """A command in a tree ended with an error that it told itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mount:
+    """A file or folder of this machine that a command in a tree sees, below `/mnt`."""
+
+    source: Path
+    name: str
+    writable: bool = False
+
+    @property
+    def inside(self) -> str:
+        """Its path in the tree."""
+        return f"/mnt/{self.name}"
+
+    def line(self) -> str:
+        """As `ENTER` reads it."""
+        return f"{'rw' if self.writable else 'ro'}\t{self.source.resolve()}\t{self.inside}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """A tree that is there."""
+
+    folder: Path
+
+    def run(
+        self,
+        command: Sequence[str],
+        mounts: Iterable[Mount] = (),
+        environment: Mapping[str, str] | None = None,
+        *,
+        network: bool = False,
+    ) -> None:
+        """Runs a command to its end; its output is the caller's."""
+        done = subprocess.run(self.command(command, mounts, environment, network=network), check=False)
+        if done.returncode != 0:
+            raise CommandFailed(f"{command[0]} in {self.folder.name} ended with {done.returncode}")
+
+    def command(
+        self,
+        command: Sequence[str],
+        mounts: Iterable[Mount] = (),
+        environment: Mapping[str, str] | None = None,
+        *,
+        network: bool = False,
+    ) -> list[str]:
+        """What to start on this machine to run `command` in the tree. It ends with whoever started it."""
+        variables = {"PATH": PATHS, "HOME": "/tmp", "LC_ALL": "C.UTF-8", "TZ": "UTC", **(environment or {})}
+        return [
+            *unshare(network=network),
+            "sh",
+            "-c",
+            ENTER,
+            "enter",
+            str(self.folder),
+            "\n".join(mount.line() for mount in mounts),
+            "/usr/bin/env",
+            "-i",
+            *(f"{key}={value}" for key, value in sorted(variables.items())),
+            *command,
+        ]
+
+
+def unshare(*, network: bool) -> list[str]:
+    """Namespaces of its own, and the caller as their root."""
+    spaces = ["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--ipc", "--uts"]
+    return ["unshare", *spaces, *([] if network else ["--net"])]
+
+
+def make(name: str, locked: lock.Lock, packages: pool.Pool) -> Tree:
+    """The tree of a lock: the one that was made before, or a new one."""
+    wanted = hashlib.sha256((LAYOUT + locked.text()).encode()).hexdigest()[:16]
+    folder = pool.cache() / "trees" / f"{name}-{wanted}"
+    if folder.exists():
+        return Tree(folder)
+    packages.fetch(locked.packages)
+    report.say(f"unpacking {len(locked.packages)} packages into {folder}")
+    fresh = folder.with_suffix(f".{os.getpid()}")
+    fresh.mkdir(parents=True)
+    for package in sorted(locked.packages, key=lambda package: (package.name != "base-files", package)):
+        unpack(packages.path(package), fresh)
+    for link, target in LINKS.items():
+        if (fresh / link).parent.joinpath(target).exists() and not (fresh / link).exists():
+            (fresh / link).symlink_to(target)
+    for part in ("proc", "dev", "tmp", "run", "mnt"):
+        (fresh / part).mkdir(exist_ok=True)
+    (fresh / "etc/passwd").write_text("root:x:0:0:root:/tmp:/bin/sh\n", encoding="utf-8")
+    (fresh / "etc/group").write_text("root:x:0:\n", encoding="utf-8")
+    enter = [*unshare(network=False), "chroot", str(fresh)]
+    subprocess.run([*enter, "/usr/bin/env", "-i", f"PATH={PATHS}", "ldconfig"], check=True)
+    fresh.rename(folder)
+    for old in folder.parent.glob(f"{name}-*"):
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
+    return Tree(folder)
+
+
+def unpack(package: Path, folder: Path) -> None:
+    """Unpacks the files of a .deb, owned by whoever unpacks them."""
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as reader:
+        extract = ["tar", "-x", "-C", str(folder), "--no-same-owner", "-p", "--keep-directory-symlink"]
+        subprocess.run(extract, stdin=reader.stdout, check=True)
+    if reader.returncode != 0:
+        raise CommandFailed(f"dpkg-deb cannot read {package}")
