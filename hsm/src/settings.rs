@@ -100,7 +100,8 @@ impl From<PinSource> for String {
     }
 }
 
-/// How many sessions with a token work at once. More than one is of use where each operation waits for a network.
+/// How many sessions with a token work at once. With two, the token has work while an answer is on its way, which every token can
+/// use; more are of use where each operation waits for a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub struct Sessions(u8);
@@ -123,7 +124,7 @@ impl Sessions {
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self(1)
+        Self(2)
     }
 }
 

@@ -93,7 +93,7 @@ pub(crate) fn token(table: &mut Table) -> Result<()> {
 pub(crate) fn measure(folder: &Path) -> Result<()> {
     let executable = env::current_exe()?;
     let faulty = executable.with_file_name("deps").join("libsallyport_hsm_faults.so");
-    let direct = start(folder, softhsm::MODULE.as_ref())?;
+    let direct = start(folder, softhsm::MODULE.as_ref(), Sessions::default())?;
     let key = direct.generate(KeyRole::Event, KeyKind::Ed25519)?;
     let requests: Vec<_> = (0..SIGNATURES).map(request).collect::<Result<_>>()?;
     let mut times = [Duration::ZERO; 3];
@@ -111,7 +111,8 @@ pub(crate) fn measure(folder: &Path) -> Result<()> {
     drop(direct);
     let [bare, many, single] = times.map(|time| (ROUNDS * SIGNATURES) as f64 / time.as_secs_f64());
 
-    let slow = start(folder, &faulty)?;
+    // However many sessions a real one has, it signs one thing at a time.
+    let slow = start(folder, &faulty, Sessions::try_from(1)?)?;
     let few = requests.get(..SLOW_SIGNATURES).context("too few requests")?;
     Orders::new(&folder.join("orders")).give(Function::Sign, Times::Always, Fault::Delay(SLOW))?;
     let took = timed(|| {
@@ -167,12 +168,12 @@ fn bare(key: &KeyName, requests: &[SigningRequest]) -> Result<Duration> {
     Ok(took)
 }
 
-fn start(folder: &Path, module: &Path) -> Result<HelperToken> {
+fn start(folder: &Path, module: &Path, sessions: Sessions) -> Result<HelperToken> {
     let token = ServedToken {
         module: module.to_owned(),
         label: LABEL.to_owned(),
         serial: None,
-        sessions: Sessions::default(),
+        sessions,
         network: false,
         writable: vec![folder.to_owned()],
     };

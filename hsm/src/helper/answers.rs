@@ -17,7 +17,7 @@ use super::{
 use crate::Error;
 
 /// Answers that are sent together.
-const TOGETHER: usize = 8;
+const TOGETHER: usize = 16;
 /// How long an answer is held back for the next one.
 const HELD_BACK: Duration = Duration::from_millis(2);
 /// Bytes that are held back. The buffer never grows, which would leave a copy of a secret behind.

@@ -110,7 +110,10 @@ mod tests {
             let again = Arguments::parse(command_line(&policy, &token)).unwrap();
             assert_eq!(again.policy.server_name, policy.server_name);
             assert_eq!(again.token, token);
-            assert_eq!(token.sessions.get(), if line.contains('4') { 4 } else { 1 });
+            assert_eq!(
+                token.sessions.get(),
+                if line.contains('4') { 4 } else { Sessions::default().get() }
+            );
             assert_eq!(token.serial.is_some(), line.contains("12ab"));
             assert_eq!(token.network, line.contains("--network"));
             assert_eq!(token.writable.len(), line.matches("--writable").count());

@@ -25,6 +25,8 @@ pub(super) struct Flights<T> {
     sessions: usize,
     /// How many there should be. It grows as long as answers are quick: a slow token has only its next request waiting.
     window: usize,
+    /// The first request that was sent after the window shrank: answers to earlier ones are late for the same reason.
+    judged: u64,
 }
 
 struct Flight<T> {
@@ -45,7 +47,7 @@ impl<T> Flights<T> {
     pub(super) fn new(sessions: usize) -> Self {
         let sessions = sessions.max(1);
         let (flights, window) = (BTreeMap::new(), 2 * sessions);
-        Self { next: 0, flights, bytes: 0, sessions, window }
+        Self { next: 0, flights, bytes: 0, sessions, window, judged: 0 }
     }
 
     /// Whether a request of this length should be sent now.
@@ -76,12 +78,12 @@ impl<T> Flights<T> {
     pub(super) fn arrive(&mut self, number: u64, now: Instant) -> Result<T, OutOfTurn> {
         let flight = self.flights.remove(&number).ok_or(OutOfTurn)?;
         self.bytes -= flight.bytes;
-        let floor = 2 * self.sessions;
-        self.window = if now.saturating_duration_since(flight.sent) <= FLIGHT_TIME {
-            (self.window + 1).min(FLIGHTS_MAX)
-        } else {
-            (self.window / 2).max(floor)
-        };
+        if now.saturating_duration_since(flight.sent) <= FLIGHT_TIME {
+            self.window = (self.window + 1).min(FLIGHTS_MAX);
+        } else if number >= self.judged {
+            self.window = (self.window / 2).max(2 * self.sessions);
+            self.judged = self.next;
+        }
         self.begin(now);
         Ok(flight.what)
     }
@@ -140,6 +142,22 @@ mod tests {
             }
             assert_eq!(fill(&mut flights, now), expected);
         }
+    }
+
+    #[test]
+    fn answers_that_are_late_for_one_reason_count_once() {
+        let mut flights = Flights::new(1);
+        let mut now = Instant::now();
+        for number in 0..200 {
+            fill(&mut flights, now);
+            flights.arrive(number, now).unwrap();
+        }
+        assert_eq!(fill(&mut flights, now), FLIGHTS_MAX);
+        now += 2 * FLIGHT_TIME;
+        for number in 200..200 + 64 {
+            flights.arrive(number, now).unwrap();
+        }
+        assert_eq!(fill(&mut flights, now), FLIGHTS_MAX / 2);
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl Login {
             }
         }
         if sessions.len() < usize::from(wanted) {
-            log::warn!(wanted, opened = sessions.len().max(1); "the token has room for fewer sessions");
+            log::info!(wanted, opened = sessions.len().max(1); "the token has room for fewer sessions");
         }
         let connection = |session| Connection::new(self.module.clone(), self.slot, session);
         let mut sessions = sessions.into_iter();
