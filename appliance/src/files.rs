@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Read as _, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use zeroize::Zeroizing;
@@ -16,6 +16,24 @@ pub(crate) enum Readers {
     None,
     /// Everybody.
     All,
+}
+
+/// A file cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}", path.display())]
+pub struct Error {
+    /// What was tried.
+    action: &'static str,
+    /// The file.
+    path: PathBuf,
+    /// The operating system's answer.
+    #[source]
+    source: io::Error,
+}
+
+/// The error of what was tried with a file.
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error { action, path: path.to_owned(), source }
 }
 
 /// Replaces a file, so that after a crash either the old or the new content is there.

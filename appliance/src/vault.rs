@@ -63,16 +63,8 @@ impl Name {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read or written.
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The operating system's answer.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] files::Error),
     /// There is a database, but no vault.
     #[error(
         "{} is not there, but the database is: restore both, and the box key, from the same backup",
@@ -155,7 +147,7 @@ impl Vault {
     ) -> Result<Self, Error> {
         let path = data_dir.join("vault");
         let mut keys = BoxKeys::find(data_dir, credentials)?;
-        let read = files::read(&path, VAULT_BYTES_MAX).map_err(file("read", &path))?;
+        let read = files::read(&path, VAULT_BYTES_MAX).map_err(files::failed("read", &path))?;
         let Some(stored) = read else {
             if data_dir.join("sallyport.db").exists() {
                 return Err(Error::Missing { path });
@@ -193,7 +185,7 @@ impl Vault {
         let key = keys.preferred_key()?;
         self.change(|content| content.seal_to(&self.data_key, key).map_err(Error::Seal))?;
         if self.holder == BoxKeyPlace::Credential {
-            files::remove(&keys.path).map_err(file("remove", &keys.path))?;
+            files::remove(&keys.path).map_err(files::failed("remove", &keys.path))?;
         }
         log::warn!(path:% = self.path.display(); "the vault is sealed with another box key than before");
         Ok(())
@@ -332,7 +324,7 @@ impl BoxKeys {
         if self.file.is_none() {
             let key = Secret32::random().map_err(Error::Seal)?;
             files::replace(&self.path, key.expose(), Readers::None)
-                .map_err(file("write", &self.path))?;
+                .map_err(files::failed("write", &self.path))?;
             self.file = Some(key);
         }
         self.file.as_ref().ok_or_else(|| Error::NoKey { path: self.path.clone() })
@@ -363,7 +355,7 @@ fn read_key(path: &Path) -> Result<Option<Secret32>, Error> {
         Ok(None) => Ok(None),
         Ok(Some(key)) => Secret32::from_slice(&key).ok_or_else(no_key).map(Some),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(no_key()),
-        Err(error) => Err(file("read", path)(error)),
+        Err(error) => Err(files::failed("read", path)(error).into()),
     }
 }
 
@@ -406,11 +398,6 @@ fn wait_until_ready(token: &dyn Token) -> Result<(), String> {
         }
         thread::sleep(RECOVERY_LOOK);
     }
-}
-
-fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::File { action, path, source }
 }
 
 #[cfg(test)]

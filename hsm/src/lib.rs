@@ -94,7 +94,9 @@ pub trait Token: Send + Sync {
         &self,
         key: &KeyName,
         requests: &[SigningRequest],
-    ) -> Vec<Result<Signature, Error>>;
+    ) -> Vec<Result<Signature, Error>> {
+        requests.iter().map(|request| self.sign(key, request)).collect()
+    }
 
     /// The x-coordinate of the ECDH shared point with `peer`, an uncompressed point of P-256 (raw: derive keys from it,
     /// for example with HKDF, and never use it as one).

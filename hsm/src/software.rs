@@ -178,14 +178,6 @@ impl Token for SoftwareToken {
         })
     }
 
-    fn sign_many(
-        &self,
-        key: &KeyName,
-        requests: &[SigningRequest],
-    ) -> Vec<Result<Signature, Error>> {
-        requests.iter().map(|request| self.sign(key, request)).collect()
-    }
-
     fn agree(&self, key: &KeyName, peer: &[u8; P256_POINT_BYTES]) -> Result<Secret32, Error> {
         if key.role() != KeyRole::CourierEncryption {
             let needed = KeyRole::CourierEncryption;

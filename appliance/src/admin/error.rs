@@ -161,7 +161,7 @@ impl From<bundle::Error> for AdminError {
             Error::Store(error) => of_store(error),
             Error::Approval(_) => ErrorCode::NeedsApproval,
             Error::Token(_) | Error::Unsigned(_) => ErrorCode::Unavailable,
-            Error::File { .. } | Error::Write(_) | Error::NoRandomness(_) => ErrorCode::Internal,
+            Error::File(_) | Error::Write(_) | Error::NoRandomness(_) => ErrorCode::Internal,
             Error::NotAPeer(_) => ErrorCode::NotFound,
             _ => ErrorCode::Refused,
         };

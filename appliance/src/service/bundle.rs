@@ -12,8 +12,6 @@ mod tally;
 mod unlock;
 mod users;
 
-use std::{io, path::PathBuf};
-
 use ruma::OwnedServerName;
 use sallyport_core::{
     admin::Unapproved,
@@ -23,6 +21,7 @@ use sallyport_core::{
 use sallyport_store::Store;
 
 use super::{clock, own_keys, peers, receive, signer};
+use crate::files;
 
 /// Why a bundle was not made or not imported.
 #[derive(Debug, thiserror::Error)]
@@ -61,16 +60,8 @@ pub enum Error {
     #[error("the token does not do it: see `sallyctl token status`, then try again")]
     Token(#[source] sallyport_hsm::Error),
     /// A file failed.
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The operating system's answer.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] files::Error),
     /// The bundle could not be written.
     #[error("the bundle could not be written")]
     Write(#[from] bundle::WriteError),
@@ -98,8 +89,4 @@ pub enum Error {
 fn own_policy(store: &Store) -> Result<Policy, Error> {
     let card = store.read(|read| read.own_card())?.ok_or(Error::NoOwnCard)?;
     Ok(Card::stored(&card).map_err(peers::Error::from)?.content().policy.clone())
-}
-
-fn file(action: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::File { action, path: path.to_owned(), source }
 }

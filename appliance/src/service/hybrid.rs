@@ -30,9 +30,7 @@ pub fn ensure(store: &Store, token: &dyn Token, server_name: &ServerName) -> Res
     let storage = token.generate(KeyRole::CourierStorage, kind)?;
     let kept = make(store, token, server_name, &current, &storage);
     if !matches!(kept, Ok(true)) {
-        // Nothing names it: it would only lie about in the token.
-        let gone = token.destroy(&storage).is_ok();
-        log::warn!(key:% = storage, gone; "a new key was not taken into use");
+        own_keys::discard(token, &storage);
     }
     kept.map(drop)
 }

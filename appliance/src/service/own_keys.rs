@@ -42,6 +42,15 @@ pub struct Current {
 }
 
 impl Current {
+    /// A key as the database has it.
+    ///
+    /// # Errors
+    /// If its name is none.
+    pub fn of(key: OwnKey, role: KeyRole) -> Result<Self, Error> {
+        let name = key.name.parse().map_err(|_| Error::Damaged(role))?;
+        Ok(Self { name, key })
+    }
+
     /// The Matrix key id of an event key.
     #[must_use]
     pub fn key_id(&self) -> Option<OwnedServerSigningKeyId> {
@@ -114,6 +123,12 @@ pub fn make(token: &dyn Token, role: KeyRole, now: Millis) -> Result<OwnKey, Err
     own_key(token, &name, now)
 }
 
+/// Destroys a new key that was not taken into use: nothing names it, so that it would only lie about in the token.
+pub fn discard(token: &dyn Token, key: &KeyName) {
+    let gone = token.destroy(key).is_ok();
+    log::warn!(key:%, gone; "a new key was not taken into use");
+}
+
 /// What the database keeps of a key that the token has.
 fn own_key(token: &dyn Token, name: &KeyName, now: Millis) -> Result<OwnKey, Error> {
     Ok(of_public(name, &token.public_key(name)?, now))
@@ -167,13 +182,7 @@ pub fn public_key(key: &OwnKey) -> Result<PublicKey, Error> {
 /// If the database fails or holds something else.
 pub fn current(store: &Store, role: KeyRole) -> Result<Option<Current>, Error> {
     let keys = store.read(|read| read.own_keys(role.as_str()))?;
-    keys.into_iter()
-        .find(|key| key.retired.is_none())
-        .map(|key| {
-            let name = key.name.parse().map_err(|_| Error::Damaged(role))?;
-            Ok(Current { name, key })
-        })
-        .transpose()
+    keys.into_iter().find(|key| key.retired.is_none()).map(|key| Current::of(key, role)).transpose()
 }
 
 /// The key of a role that is in use.
@@ -192,10 +201,7 @@ pub fn usable(store: &Store, role: KeyRole) -> Result<Vec<Current>, Error> {
     let keys = store.read(|read| read.own_keys(role.as_str()))?;
     keys.into_iter()
         .filter(|key| key.destroyed.is_none())
-        .map(|key| {
-            let name = key.name.parse().map_err(|_| Error::Damaged(role))?;
-            Ok(Current { name, key })
-        })
+        .map(|key| Current::of(key, role))
         .collect()
 }
 

@@ -134,9 +134,13 @@ pub fn list(store: &Store, token: Option<&dyn Token>) -> Result<Vec<KeyState>, E
         let name: KeyName = key.name.parse().ok()?;
         token.filter(|_| key.destroyed.is_none())?.custody(&name).ok()
     };
-    let keys = store.read(|read| read.all_own_keys())?;
-    let states = keys.iter().map(|key| {
-        let hybrid = store.read(|read| read.hybrid_key(&key.name))?.map(|hybrid| hybrid.storage);
+    let keys = store.read(|read| {
+        let keys = read.all_own_keys()?.into_iter();
+        let with_hybrid = keys.map(|key| Ok((read.hybrid_key(&key.name)?, key)));
+        with_hybrid.collect::<Result<Vec<_>, sallyport_store::Error>>()
+    })?;
+    let states = keys.iter().map(|(hybrid, key)| {
+        let hybrid = hybrid.as_ref().map(|hybrid| hybrid.storage.clone());
         Ok(KeyState { custody: custody(key), hybrid, ..shown(key)? })
     });
     states.collect()
@@ -147,9 +151,12 @@ pub fn list(store: &Store, token: Option<&dyn Token>) -> Result<Vec<KeyState>, E
 /// # Errors
 /// If the order cannot be carried out.
 pub fn plan(app: &App, wish: &KeyOrder) -> Result<KeyReport, Error> {
-    let ended = ending(app, &wish.action)?;
-    let steps = steps(app, wish, &ended)?;
-    let (needed, command) = (approvals_needed(&app.store)?, approve_command(app, wish, &ended)?);
+    planned(app, wish, &ending(app, &wish.action)?)
+}
+
+fn planned(app: &App, wish: &KeyOrder, ended: &[Current]) -> Result<KeyReport, Error> {
+    let steps = steps(app, wish, ended)?;
+    let (needed, command) = (approvals_needed(&app.store)?, approve_command(app, wish, ended)?);
     Ok(KeyReport {
         steps,
         made: Vec::new(),
@@ -164,8 +171,8 @@ pub fn plan(app: &App, wish: &KeyOrder) -> Result<KeyReport, Error> {
 /// # Errors
 /// If too few officers approved, or the token or the database fails: then the keys are as before.
 pub fn carry_out(app: &App, wish: &KeyOrder, order: &Order) -> Result<KeyReport, Error> {
-    let report = plan(app, wish)?;
     let ended = ending(app, &wish.action)?;
+    let report = planned(app, wish, &ended)?;
     let mandate =
         order.approved(&app.config.roster.trusted_keys, None, &consent(app, wish, &ended)?)?;
     let what = || format!("{} of {}", wish.action.as_str(), names(&ended).join(", "));
@@ -179,7 +186,8 @@ pub fn carry_out(app: &App, wish: &KeyOrder, order: &Order) -> Result<KeyReport,
         },
         KeyAction::HandOver { keys } => {
             let new = handed_over(keys, order.now)?;
-            replace(app, &ended, new.clone(), (lost, true), &mandate)?;
+            let fate = if lost { Fate::Lost } else { Fate::LeftBehind };
+            replace(app, &ended, new.clone(), fate, &mandate)?;
             new
         }
         KeyAction::Destroy { .. } => {
@@ -201,15 +209,13 @@ fn rotate(
     mandate: &Mandate,
 ) -> Result<Vec<OwnKey>, Error> {
     let token = app.token.as_deref().ok_or(Error::NoToken)?;
-    let new = own_keys::make(token, role, mandate.now())?;
-    let kept = replace(app, ended, vec![new.clone()], (lost, lost), mandate);
+    let new = Current::of(own_keys::make(token, role, mandate.now())?, role)?;
+    let fate = if lost { Fate::Lost } else { Fate::Here };
+    let kept = replace(app, ended, vec![new.key.clone()], fate, mandate);
     if kept.is_err() {
-        // Nothing names it: it would only lie about in the token.
-        let unused = new.name.parse().map(|name| token.destroy(&name));
-        log::warn!(key = new.name, gone = unused.is_ok_and(|gone| gone.is_ok()); "a new key was not taken into use");
+        own_keys::discard(token, &new.name);
     }
-    kept?;
-    Ok(vec![new])
+    kept.map(|()| vec![new.key])
 }
 
 /// The keys that an order ends.
@@ -353,16 +359,27 @@ fn handed_over(keys: &[NewKey], now: Millis) -> Result<Vec<OwnKey>, Error> {
     if new.len() == keys.len() { Ok(new) } else { Err(Error::Incomplete) }
 }
 
-/// Takes new keys into use instead of old ones, in one transaction. Old ones that are `lost` can do nothing any more; those that are `gone` can
-/// still do their last things, and are out of the box's reach then.
+/// What becomes of keys that are replaced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// They stay in the token.
+    Here,
+    /// They can still do their last things, and are out of the box's reach then.
+    LeftBehind,
+    /// They can do nothing any more.
+    Lost,
+}
+
+/// Takes new keys into use instead of old ones, in one transaction.
 fn replace(
     app: &App,
     old: &[Current],
     new: Vec<OwnKey>,
-    (lost, gone): (bool, bool),
+    fate: Fate,
     mandate: &Mandate,
 ) -> Result<(), Error> {
     let token = app.token.as_deref();
+    let lost = fate == Fate::Lost;
     let has = |role| old.iter().find(|current| current.name.role() == role);
     // Nobody signs with the old event key once it was decided until when it was valid.
     let turn = signer::turn(app);
@@ -374,10 +391,7 @@ fn replace(
         (Some(_), true) => retirement(&app.store, mandate.now())?,
         (None, _) => mandate.now(),
     };
-    let mut vouching = has(KeyRole::Audit).filter(|_| !lost);
-    if vouching.is_some_and(|_| token.is_none()) {
-        vouching = None;
-    }
+    let vouching = has(KeyRole::Audit).filter(|_| !lost).zip(token);
     for _ in 0..DECIDE_ATTEMPTS_MAX {
         let entries: Vec<_> = new.iter().map(|new| rotated(old, new, lost, mandate)).collect();
         audit::tell_of_signatures(&app.store, When::Now, mandate.now())?;
@@ -386,17 +400,14 @@ fn replace(
             let row = append(tip, entry.clone());
             sallyport_core::audit::Tip { id: row.id, hash: row.hash }
         });
-        let checkpoint = match (vouching, token) {
-            (Some(audit), Some(token)) => {
-                let checkpoint =
-                    Checkpoint::of(app.config.server_name.clone(), after, mandate.now());
-                let public = own_keys::public_key(&audit.key)?;
-                let bytes = checkpoint.sign(&public, |request| token.sign(&audit.name, &request));
-                let bytes = bytes.map_err(Error::NotVouched)?;
-                Some(StoredCheckpoint { row: after.id, made: mandate.now(), bytes })
-            }
-            _ => None,
+        let vouch = |(audit, token): (&Current, &dyn Token)| {
+            let checkpoint = Checkpoint::of(app.config.server_name.clone(), after, mandate.now());
+            let public = own_keys::public_key(&audit.key)?;
+            let bytes = checkpoint.sign(&public, |request| token.sign(&audit.name, &request));
+            let bytes = bytes.map_err(Error::NotVouched)?;
+            Ok::<_, Error>(StoredCheckpoint { row: after.id, made: mandate.now(), bytes })
         };
+        let checkpoint = vouching.map(vouch).transpose()?;
         let (ended, new, now) = (names(old), new.clone(), mandate.now());
         let done = app.store.write::<_, sallyport_store::Error>(move |write| {
             if write.audit_tip()? != tip {
@@ -405,7 +416,7 @@ fn replace(
             for name in &ended {
                 let at = if name.starts_with(KeyRole::Event.as_str()) { retired } else { now };
                 write.retire_own_key(name, at)?;
-                if gone {
+                if fate != Fate::Here {
                     write.note_destroyed_key(name, now)?;
                 }
             }

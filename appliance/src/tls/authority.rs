@@ -1,7 +1,7 @@
 //! The enclave CA: founded once, with a key in the token, or in a file where no token is configured.
 
 use std::{
-    fs, io,
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     time::Duration,
@@ -137,7 +137,7 @@ impl Founded {
     pub(super) fn keep(self, data_dir: &Path) -> Result<Authority, Error> {
         let path = path(data_dir);
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(file("make", folder))?;
+            fs::create_dir_all(folder).map_err(files::failed("make", folder))?;
         }
         write(&path, &self.stored)?;
         publish(&data_dir.join("ca.pem"), &self.stored.certificate)?;
@@ -405,23 +405,19 @@ fn publish(path: &Path, certificate: &str) -> Result<(), Error> {
     if fs::read(path).is_ok_and(|found| found == certificate.as_bytes()) {
         return Ok(());
     }
-    files::replace(path, certificate.as_bytes(), Readers::All).map_err(file("write", path))
+    Ok(files::replace(path, certificate.as_bytes(), Readers::All)
+        .map_err(files::failed("write", path))?)
 }
 
 fn read(path: &Path) -> Result<Option<StoredAuthority>, Error> {
-    let content = files::read(path, CERTIFICATES_BYTES_MAX).map_err(file("read", path))?;
+    let content = files::read(path, CERTIFICATES_BYTES_MAX).map_err(files::failed("read", path))?;
     content.map(|content| serde_json::from_slice(&content).map_err(damaged(path))).transpose()
 }
 
 fn write(path: &Path, content: &StoredAuthority) -> Result<(), Error> {
     let content = serde_json::to_vec_pretty(content).map_err(damaged(path))?;
     let content = Zeroizing::new(content);
-    files::replace(path, &content, Readers::None).map_err(file("write", path))
-}
-
-fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::File { action, path, source }
+    Ok(files::replace(path, &content, Readers::None).map_err(files::failed("write", path))?)
 }
 
 fn damaged<E: std::error::Error + Send + Sync + 'static>(path: &Path) -> impl FnOnce(E) -> Error {

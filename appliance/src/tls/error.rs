@@ -1,26 +1,18 @@
 //! Why no certificate can be served, asked for or installed.
 
-use std::{io, path::PathBuf};
+use std::path::PathBuf;
 
 use rustls_pki_types::pem;
 use sallyport_hsm::KeyName;
 
-use crate::{service::own_keys, vault};
+use crate::{files, service::own_keys, vault};
 
 /// Why no certificate can be served, asked for or installed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read or written.
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The operating system's answer.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] files::Error),
     /// A file does not hold what it should.
     #[error("{} is damaged; restore it from a backup", path.display())]
     Damaged {

@@ -180,18 +180,15 @@ impl Certificates {
     ) -> Result<Option<TokenKey>, Error> {
         let Some(token) = &self.token else { return Ok(None) };
         let key = own_keys::make(&**token, role, now)?;
-        let name = key.name.parse().map_err(|_| own_keys::Error::Damaged(role))?;
-        let current = Current { name, key };
+        let current = Current::of(key, role)?;
         made.push(Held::in_token(current.clone()));
         Ok(Some(TokenKey::new(token.clone(), current)))
     }
 
-    /// Nothing names these keys: they would only lie about in the token.
     fn discard(&self, keys: &[Held]) {
         let Some(token) = &self.token else { return };
         for Held { current, .. } in keys.iter().filter(|key| key.in_token) {
-            let gone = token.destroy(&current.name).is_ok();
-            log::warn!(key:% = current.name, gone; "a new key was not taken into use");
+            own_keys::discard(&**token, &current.name);
         }
     }
 }

@@ -10,7 +10,7 @@ use sallyport_hsm::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Name, file};
+use super::{Error, Name};
 use crate::files::{self, Readers};
 
 const VERSION: u64 = 1;
@@ -74,8 +74,8 @@ impl Content {
 
     pub(super) fn write(&self, path: &Path) -> Result<(), Error> {
         let json = serde_json::to_vec_pretty(self)
-            .map_err(|error| file("write", path)(std::io::Error::from(error)))?;
-        files::replace(path, &json, Readers::None).map_err(file("write", path))
+            .map_err(|error| files::failed("write", path)(std::io::Error::from(error)))?;
+        Ok(files::replace(path, &json, Readers::None).map_err(files::failed("write", path))?)
     }
 
     /// The data key, if it was sealed with this box key.

@@ -73,6 +73,16 @@ pub(super) enum GivenUp {
     Died(String),
 }
 
+impl GivenUp {
+    /// What those are told whose requests were under way.
+    pub(super) fn error(&self) -> Error {
+        match self {
+            Self::Hangs => Error::Timeout,
+            Self::Died(how) => Error::HelperDied { how: how.clone() },
+        }
+    }
+}
+
 impl Helper {
     /// Starts one, or has one started. It knows the server it signs for from its command line: nothing that comes over the socket
     /// changes that.

@@ -282,20 +282,21 @@ impl Thread {
     /// Gives the helper up, and tells those whose requests are under way. What killed it may do so again: a second attempt is
     /// the caller's decision.
     fn give_up(&mut self, end: GivenUp) {
-        let error = || match &end {
-            GivenUp::Hangs => Error::Timeout,
-            GivenUp::Died(how) => Error::HelperDied { how: how.clone() },
-        };
-        log::error!(error:% = error(); "the process with the PKCS#11 module is given up");
+        log::error!(error:% = end.error(); "the process with the PKCS#11 module is given up");
         // A helper that is waited for or locked had nothing open that could be lost with it.
         if self.reopen.is_open() || !self.flights.is_empty() {
             self.reopen = self.reopen.failed(Class::Retry, Instant::now());
-            self.report_absent(&error());
+            self.report_absent(&end.error());
         }
         for (Sent { ask, .. }, begun) in self.flights.abandon() {
             let guilty = begun || matches!(end, GivenUp::Died(_));
-            ask.reply.send(Err(if guilty { error() } else { closed(&self.known) }));
+            ask.reply.send(Err(if guilty { end.error() } else { closed(&self.known) }));
         }
+        self.leave(&end);
+    }
+
+    /// Has nothing more to do with a helper. One that died needs no killing.
+    fn leave(&mut self, end: &GivenUp) {
         if let Some(mut helper) = self.helper.take()
             && matches!(end, GivenUp::Hangs)
         {
@@ -361,7 +362,7 @@ impl Thread {
             Some(helper) => helper,
             none => none.insert(Helper::start(&self.settings)?),
         };
-        match helper.ask_alone(&Request::Open(open), timeout) {
+        let end = match helper.ask_alone(&Request::Open(open), timeout) {
             Ok(Answer::Opened { serial, caps, sessions }) => {
                 self.by_hand |= is_by_hand;
                 self.serial = Some(serial);
@@ -370,25 +371,14 @@ impl Thread {
                     self.probed = true;
                     *lock(&self.known.caps) = caps;
                 }
-                Ok(())
+                return Ok(());
             }
-            Ok(Answer::Failed(failure)) => Err(failure.into()),
-            Ok(_) => Err(self.end(out_of_turn())),
-            Err(end) => Err(self.end(end)),
-        }
-    }
-
-    /// Gives up a helper that has nothing under way.
-    fn end(&mut self, end: GivenUp) -> Error {
-        if let Some(mut helper) = self.helper.take()
-            && matches!(end, GivenUp::Hangs)
-        {
-            helper.kill();
-        }
-        match end {
-            GivenUp::Hangs => Error::Timeout,
-            GivenUp::Died(how) => Error::HelperDied { how },
-        }
+            Ok(Answer::Failed(failure)) => return Err(failure.into()),
+            Ok(_) => out_of_turn(),
+            Err(end) => end,
+        };
+        self.leave(&end);
+        Err(end.error())
     }
 }
 

@@ -3,7 +3,12 @@
 //! Both algorithms give 64 bytes, so that no format needs a length. An ECDSA signature can be changed into another valid
 //! one for the same message by anyone: never use a signature as an identity.
 
-use std::{fmt, str::FromStr};
+use std::{
+    cmp::Ordering,
+    fmt,
+    hash::{Hash, Hasher},
+    str::FromStr,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
@@ -36,10 +41,14 @@ impl fmt::Display for Algorithm {
 }
 
 /// A public key that was checked to be a point of its curve and usable.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PublicKey {
-    algorithm: Algorithm,
-    bytes: Vec<u8>,
+#[derive(Clone)]
+pub struct PublicKey(Point);
+
+/// Keys are few and each verifies many signatures, so that the point is unpacked once.
+#[derive(Clone)]
+enum Point {
+    Ed25519(Box<ed25519_dalek::VerifyingKey>),
+    P256(Box<[u8; PublicKey::P256_BYTES]>),
 }
 
 /// The bytes are not a usable public key of the algorithm.
@@ -61,38 +70,75 @@ impl PublicKey {
     /// Takes 32 bytes for Ed25519 or an uncompressed 65-byte point for P-256. Points off the curve and the weak points
     /// of Ed25519, under which anything verifies, are refused.
     pub fn new(algorithm: Algorithm, bytes: &[u8]) -> Result<Self, InvalidKey> {
-        let valid = match algorithm {
-            Algorithm::Ed25519 => ed25519(bytes).is_some_and(|key| !key.is_weak()),
-            Algorithm::P256 => {
-                bytes.len() == Self::P256_BYTES && p256::PublicKey::from_sec1_bytes(bytes).is_ok()
-            }
+        let point = match algorithm {
+            Algorithm::Ed25519 => bytes
+                .try_into()
+                .ok()
+                .and_then(|bytes| ed25519_dalek::VerifyingKey::from_bytes(bytes).ok())
+                .filter(|key| !key.is_weak())
+                .map(|key| Point::Ed25519(Box::new(key))),
+            Algorithm::P256 => bytes
+                .try_into()
+                .ok()
+                .filter(|_| p256::PublicKey::from_sec1_bytes(bytes).is_ok())
+                .map(|bytes| Point::P256(Box::new(bytes))),
         };
-        if !valid {
-            return Err(InvalidKey(algorithm));
-        }
-        Ok(Self { algorithm, bytes: bytes.to_vec() })
+        point.map(Self).ok_or(InvalidKey(algorithm))
     }
 
     /// The algorithm of this key.
     pub fn algorithm(&self) -> Algorithm {
-        self.algorithm
+        match self.0 {
+            Point::Ed25519(_) => Algorithm::Ed25519,
+            Point::P256(_) => Algorithm::P256,
+        }
     }
 
     /// The bytes that [`PublicKey::new`] takes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+        match &self.0 {
+            Point::Ed25519(key) => key.as_bytes(),
+            Point::P256(bytes) => &**bytes,
+        }
     }
 
     /// Unpadded base64, as in `verify_keys` of a Matrix key document.
     pub fn to_base64(&self) -> String {
-        STANDARD_NO_PAD.encode(&self.bytes)
+        STANDARD_NO_PAD.encode(self.as_bytes())
+    }
+}
+
+/// Equal if algorithm and bytes are, and ordered by them.
+impl PartialEq for PublicKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for PublicKey {}
+
+impl PartialOrd for PublicKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for PublicKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.algorithm(), self.as_bytes()).cmp(&(other.algorithm(), other.as_bytes()))
+    }
+}
+
+impl Hash for PublicKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.algorithm(), self.as_bytes()).hash(state);
     }
 }
 
 /// Text form: `ed25519:` or `p256:` and unpadded base64, as configuration files and the command line write it.
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm, self.to_base64())
+        write!(f, "{}:{}", self.algorithm(), self.to_base64())
     }
 }
 
@@ -179,18 +225,12 @@ pub fn verify(
     message: &[u8],
     signature: &Signature,
 ) -> Result<(), SignatureMismatch> {
-    match key.algorithm {
-        Algorithm::Ed25519 => {
-            let key = ed25519(&key.bytes).ok_or(SignatureMismatch)?;
-            let signature = ed25519_dalek::Signature::from_bytes(&signature.0);
-            key.verify_strict(message, &signature).map_err(|_mismatch| SignatureMismatch)
-        }
-        Algorithm::P256 => UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &key.bytes)
+    match &key.0 {
+        Point::Ed25519(key) => key
+            .verify_strict(message, &ed25519_dalek::Signature::from_bytes(&signature.0))
+            .map_err(|_mismatch| SignatureMismatch),
+        Point::P256(bytes) => UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &**bytes)
             .verify(message, &signature.0)
             .map_err(|_mismatch| SignatureMismatch),
     }
-}
-
-fn ed25519(bytes: &[u8]) -> Option<ed25519_dalek::VerifyingKey> {
-    ed25519_dalek::VerifyingKey::from_bytes(bytes.try_into().ok()?).ok()
 }

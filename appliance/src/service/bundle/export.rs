@@ -24,9 +24,10 @@ use sallyport_core::{
 };
 use sallyport_store::{Peer, Read, Told};
 
-use super::{Error, file, media, rooms, users};
+use super::{Error, media, rooms, users};
 use crate::{
     app::{App, random},
+    files,
     service::{
         audit::{self, When},
         clock,
@@ -79,12 +80,12 @@ pub fn export(app: &App, to: &ServerName, order: &Order) -> Result<Exported, Err
         .recursive(true)
         .mode(0o700)
         .create(&folder)
-        .map_err(file("make", &folder))?;
+        .map_err(files::failed("make", &folder))?;
     let id = BundleId(random()?);
     let spool_path = folder.join(format!("{id}.spool"));
     let spool = Temporary::create(spool_path)?;
     let writer = Writer::new(
-        BufWriter::new(spool.file.try_clone().map_err(file("open", &spool.path))?),
+        BufWriter::new(spool.file.try_clone().map_err(files::failed("open", &spool.path))?),
         card.content().policy.bundle_bytes_max,
     );
     let filled = app.store.read(|read| fill(read, app, &peer, writer, now))?;
@@ -328,17 +329,17 @@ fn seal(
         signing_key: &signing_key,
         randomness: &randomness,
     };
-    let mut input = spool.file.try_clone().map_err(file("open", &spool.path))?;
-    input.seek(SeekFrom::Start(0)).map_err(file("read", &spool.path))?;
+    let mut input = spool.file.try_clone().map_err(files::failed("open", &spool.path))?;
+    input.seek(SeekFrom::Start(0)).map_err(files::failed("read", &spool.path))?;
     let header = {
         let mut buffered = BufWriter::new(&mut output.file);
         let header = envelope.seal(BufReader::new(input), &mut buffered, |bytes| {
             token.sign(&courier.name, &SigningRequest::Manifest(bytes.to_vec()))
         })?;
-        buffered.flush().map_err(file("write", &output.path))?;
+        buffered.flush().map_err(files::failed("write", &output.path))?;
         header
     };
-    output.file.sync_all().map_err(file("write", &output.path))?;
+    output.file.sync_all().map_err(files::failed("write", &output.path))?;
     Ok(header)
 }
 
@@ -356,7 +357,7 @@ impl Temporary {
             .create_new(true)
             .mode(0o600)
             .open(&path)
-            .map_err(file("make", &path))?;
+            .map_err(files::failed("make", &path))?;
         Ok(Self { file, path })
     }
 

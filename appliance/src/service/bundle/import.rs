@@ -33,9 +33,10 @@ use sallyport_core::{
 use sallyport_store::{KeyClaim, Outcome, Peer, Progress, Received, Store, WaitingEvent, Write};
 use serde::Deserialize;
 
-use super::{Error, file, media, rooms, tally::Tally, unlock::unlock, users};
+use super::{Error, media, rooms, tally::Tally, unlock::unlock, users};
 use crate::{
     app::App,
+    files,
     service::{
         clock,
         order::{Mandate, Order},
@@ -125,8 +126,8 @@ fn details(sequence: u64, sha256: Sha256) -> [(&'static str, String); 2] {
 }
 
 fn open(path: &Path) -> Result<BufReader<File>, Error> {
-    let mut input = File::open(path).map_err(file("open", path))?;
-    input.seek(SeekFrom::Start(0)).map_err(file("read", path))?;
+    let mut input = File::open(path).map_err(files::failed("open", path))?;
+    input.seek(SeekFrom::Start(0)).map_err(files::failed("read", path))?;
     Ok(BufReader::with_capacity(1 << 17, input))
 }
 

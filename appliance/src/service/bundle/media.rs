@@ -16,9 +16,10 @@ use sallyport_core::{
 };
 use sallyport_store::{Peer, Read, SharedRoom};
 
-use super::{Error, file};
+use super::Error;
 use crate::{
     app::{App, random},
+    files,
     service::media::{Description, MediaError, Receiving, add_remote},
 };
 
@@ -46,7 +47,7 @@ pub(super) fn export(
     for media in media {
         let Some(content) = media.content else { continue };
         let path = app.files.path(&content.sha256);
-        let mut input = File::open(&path).map_err(file("read", &path))?;
+        let mut input = File::open(&path).map_err(files::failed("read", &path))?;
         section.push(&Record::Media(Media::Head(MediaHead {
             uri: OwnedMxcUri::from(format!("mxc://{server_name}/{}", media.media_id)),
             sha256: Sha256(content.sha256),
@@ -56,7 +57,7 @@ pub(super) fn export(
         })))?;
         let mut part = vec![0; limits::MEDIA_PART_BYTES_MAX];
         loop {
-            let length = input.read(&mut part).map_err(file("read", &path))?;
+            let length = input.read(&mut part).map_err(files::failed("read", &path))?;
             let Some(bytes) = part.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
             section.push(&Record::Media(Media::Part(bytes.to_vec())))?;
         }
