@@ -106,6 +106,10 @@ image-lock: ## Renew the locks of packages and toolchain that images are made of
 	@.ci/need image
 	@$(IMAGE) lock
 
+.PHONY: update-powercut
+update-powercut: ## Cut the power at POINTS=200 random points of an update, and see what starts
+	POINTS=$(or $(POINTS),200) $(CARGO) test --locked --workspace --bin sallyctl power_cut -- --nocapture
+
 .PHONY: check
 check: fmt-check lint tidy deny doc ## Formatting, lints, tidiness, dependencies and documentation
 

@@ -113,7 +113,11 @@ impl KeyKind {
             KeyRole::Event => self == Self::Ed25519,
             KeyRole::CourierEncryption | KeyRole::Ca | KeyRole::Tls => self == Self::P256,
             KeyRole::Storage | KeyRole::CourierStorage => self != Self::Ed25519,
-            KeyRole::Courier | KeyRole::Root | KeyRole::Officer | KeyRole::Audit => {
+            KeyRole::Courier
+            | KeyRole::Root
+            | KeyRole::Officer
+            | KeyRole::Audit
+            | KeyRole::Release => {
                 matches!(self, Self::Ed25519 | Self::P256)
             }
         }
@@ -183,9 +187,11 @@ impl Caps {
             KeyRole::CourierEncryption => self.p256_agree.then_some(KeyKind::P256),
             KeyRole::Ca | KeyRole::Tls => self.p256_sign.then_some(KeyKind::P256),
             KeyRole::Storage | KeyRole::CourierStorage => self.storage_kind(),
-            KeyRole::Courier | KeyRole::Root | KeyRole::Officer | KeyRole::Audit => {
-                self.signing_kind()
-            }
+            KeyRole::Courier
+            | KeyRole::Root
+            | KeyRole::Officer
+            | KeyRole::Audit
+            | KeyRole::Release => self.signing_kind(),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::{
     client::{self, Box as TheBox},
     command::{
         approve, audit, bundle, card, ceremony, certificate, clock, codes, hsm, peer, roster,
-        status, stick, token,
+        status, stick, token, update,
     },
     output::Output,
     terminal,
@@ -34,6 +34,11 @@ When a key or its token changes (each command explains its steps, and writes a p
   sallyctl hsm rotate event --plan
   sallyctl hsm rotate event --protocol rotation.txt
   sallyctl hsm hand-over --token NEW --protocol hand-over.txt
+
+When a new version of the system comes (on the box; image/UPDATES.md tells it step by step):
+  sallyctl update inspect FILE    what it is, and whether it is genuine
+  sallyctl update apply FILE      writes it to the slot that does not run; then start the box again
+  sallyctl update status          what runs, what would start next, how the last update ended
 
 Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 the box does not answer,
 4 officers must approve, 5 the audit log was tampered with.";
@@ -107,6 +112,9 @@ enum Command {
     /// Look after the token that holds the box's keys.
     #[command(subcommand)]
     Token(token::Command),
+    /// Update the system of this box, and look after its two slots.
+    #[command(subcommand)]
+    Update(update::Command),
     /// Decide what to do when the box's clock went backwards.
     #[command(subcommand)]
     Clock(clock::Command),
@@ -142,6 +150,7 @@ impl Cli {
             Command::Audit(command) => command.run(&the_box, &out),
             Command::Certificate(command) => command.run(&the_box, &out),
             Command::Token(command) => command.run(&the_box, &out),
+            Command::Update(command) => command.run(&out),
             Command::Clock(command) => command.run(&the_box, &out),
             Command::TokenHelper { arguments } => {
                 sallyport_hsm::run_helper(arguments).context("the token's process ends")

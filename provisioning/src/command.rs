@@ -15,3 +15,4 @@ pub(crate) mod signer;
 pub(crate) mod status;
 pub(crate) mod stick;
 pub(crate) mod token;
+pub(crate) mod update;

@@ -72,6 +72,22 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// Replaces a file, so that after a power cut either the old or the new content is there.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let new = path.with_extension("new");
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)?;
+        match path.parent() {
+            Some(folder) => File::open(folder)?.sync_all(),
+            None => Ok(()),
+        }
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
 fn create(path: &Path, mode: u32) -> anyhow::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(mode).open(path).with_context(|| {
         format!("cannot make {} (an existing file is not replaced)", path.display())

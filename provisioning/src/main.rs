@@ -7,6 +7,7 @@ mod command;
 mod files;
 mod output;
 mod terminal;
+mod update;
 
 use std::{io::Write as _, process::ExitCode};
 

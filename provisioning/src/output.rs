@@ -39,6 +39,14 @@ impl Output {
         }
     }
 
+    /// Says how far something is, to people only, beside what is printed.
+    pub(crate) fn progress(&self, text: &str) {
+        if !self.json {
+            // Who does not see it misses nothing but the progress.
+            let _ = writeln!(io::stderr(), "{text}");
+        }
+    }
+
     /// Says something that is no result, to people only.
     pub(crate) fn note(&self, text: &str) -> anyhow::Result<()> {
         if self.json { Ok(()) } else { self.raw(&format!("{text}\n")) }

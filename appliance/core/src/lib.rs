@@ -30,4 +30,5 @@ pub mod room;
 pub mod roster;
 pub mod sign;
 pub mod time;
+pub mod update;
 pub mod working_key;

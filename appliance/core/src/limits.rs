@@ -180,6 +180,23 @@ pub const TO_DEVICE_BYTES_MAX: usize = JSON_BODY_BYTES_MAX;
 /// Bytes of one part of a media file.
 pub const MEDIA_PART_BYTES_MAX: usize = 1 << 20;
 
+// --- Updates of the system (`update`) ---
+
+/// Bytes of what is signed in an update: a dozen short fields and a line about the release.
+pub const UPDATE_MANIFEST_BYTES_MAX: usize = 4 * 1024;
+/// Bytes of the line about the release.
+pub const UPDATE_NOTES_BYTES_MAX: usize = 200;
+/// Bytes of a root file system or of its hash tree.
+pub const UPDATE_ROOT_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of a unified kernel image.
+pub const UPDATE_UKI_BYTES_MAX: u64 = 128 << 20;
+/// Bytes of the file with the release keys that a system believes.
+pub const UPDATE_KEYS_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of what a box remembers of its updates.
+pub const UPDATE_LEDGER_BYTES_MAX: usize = 16 * 1024;
+/// Milliseconds that a system on trial waits, once it is ready, for the boot loader's entry to be blessed. Then it gives up, and the box starts again.
+pub const UPDATE_BLESSING_MS_MAX: u64 = 5 * 60 * 1000;
+
 // --- Accounts and end-to-end encryption ---
 
 /// Bytes of the identity keys of a device or of a cross-signing key, its signatures included.

@@ -10,7 +10,7 @@
 //! | [`SigningRequest::CaRequest`] | CA | DER of a CertificationRequestInfo | RFC 2986, section 4.1 |
 //! | [`SigningRequest::TlsRequest`] | TLS | DER of a CertificationRequestInfo | RFC 2986, section 4.1 |
 //! | [`SigningRequest::TlsHandshake`] | TLS | the content of CertificateVerify | RFC 8446, section 4.4.3 |
-//! | the others | courier, root, officer, audit | COSE `Sig_structure` with our context as `external_aad` | RFC 9052, section 4.4 |
+//! | the others | courier, root, officer, audit, release | COSE `Sig_structure` with our context as `external_aad` | RFC 9052, section 4.4 |
 //!
 //! The three JSON forms share one key, so they must never be mistaken for each other: an event keeps its `type`,
 //! `sender` and `hashes` through redaction, and the other two are refused if they hold any field but their own.
@@ -66,11 +66,13 @@ pub enum KeyRole {
     Ca,
     /// Signs the handshakes of TLS. Always P-256, for the same reason.
     Tls,
+    /// The builder's: signs updates of the system.
+    Release,
 }
 
 impl KeyRole {
     /// Every role, in the order of the table of keys.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Event,
         Self::Courier,
         Self::CourierEncryption,
@@ -81,6 +83,7 @@ impl KeyRole {
         Self::CourierStorage,
         Self::Ca,
         Self::Tls,
+        Self::Release,
     ];
 
     /// The name in key labels and on the command line.
@@ -96,6 +99,7 @@ impl KeyRole {
             Self::CourierStorage => "courier-storage",
             Self::Ca => "ca",
             Self::Tls => "tls",
+            Self::Release => "release",
         }
     }
 }
@@ -149,6 +153,8 @@ pub enum SigningRequest {
     Checkpoint(Vec<u8>),
     /// What the token says of an event key that it wraps but cannot hold: `Sig_structure` with [`context::WORKING_KEY`].
     WorkingKey(Vec<u8>),
+    /// The manifest of an update of the system: `Sig_structure` with [`context::UPDATE`].
+    Update(Vec<u8>),
     /// A TBSCertificate: the enclave CA's own certificate, or that of one of its servers.
     Certificate(Vec<u8>),
     /// A CertificationRequestInfo: the enclave CA asks a higher one for its certificate.
@@ -255,6 +261,7 @@ impl SigningRequest {
             Self::Approval(_) => RequestKind::Approval,
             Self::Checkpoint(_) => RequestKind::Checkpoint,
             Self::WorkingKey(_) => RequestKind::WorkingKey,
+            Self::Update(_) => RequestKind::Update,
             Self::Certificate(_) => RequestKind::Certificate,
             Self::CaRequest(_) => RequestKind::CaRequest,
             Self::TlsRequest(_) => RequestKind::TlsRequest,
@@ -272,6 +279,7 @@ impl SigningRequest {
             Self::Checkpoint(_) => KeyRole::Audit,
             Self::Certificate(_) | Self::CaRequest(_) => KeyRole::Ca,
             Self::TlsRequest(_) | Self::TlsHandshake(_) => KeyRole::Tls,
+            Self::Update(_) => KeyRole::Release,
         }
     }
 
@@ -290,6 +298,7 @@ impl SigningRequest {
             Self::Approval(bytes) => context::check("approval", context::APPROVAL, bytes),
             Self::Checkpoint(bytes) => context::check("checkpoint", context::CHECKPOINT, bytes),
             Self::WorkingKey(bytes) => working_key(bytes, policy),
+            Self::Update(bytes) => context::check("update", context::UPDATE, bytes),
             Self::Certificate(der) => x509::certificate(der, policy),
             Self::CaRequest(der) => x509::request("request of the CA", der, policy),
             Self::TlsRequest(der) => x509::request("certificate request", der, policy),

@@ -456,6 +456,7 @@ mod document {
     const CA_REQUEST: u8 = 11;
     const TLS_REQUEST: u8 = 12;
     const TLS_HANDSHAKE: u8 = 13;
+    const UPDATE: u8 = 14;
 
     pub(super) fn encode<C, W: Write>(
         request: &SigningRequest,
@@ -481,6 +482,7 @@ mod document {
             SigningRequest::CaRequest(bytes) => (CA_REQUEST, bytes),
             SigningRequest::TlsRequest(bytes) => (TLS_REQUEST, bytes),
             SigningRequest::TlsHandshake(bytes) => (TLS_HANDSHAKE, bytes),
+            SigningRequest::Update(bytes) => (UPDATE, bytes),
         };
         e.array(2)?.u8(kind)?.bytes(bytes)?.ok()
     }
@@ -509,6 +511,7 @@ mod document {
             CA_REQUEST => SigningRequest::CaRequest(d.bytes()?.to_vec()),
             TLS_REQUEST => SigningRequest::TlsRequest(d.bytes()?.to_vec()),
             TLS_HANDSHAKE => SigningRequest::TlsHandshake(d.bytes()?.to_vec()),
+            UPDATE => SigningRequest::Update(d.bytes()?.to_vec()),
             _ => return Err(DecodeError::message("no such kind of document")),
         })
     }
@@ -540,6 +543,7 @@ mod tests {
             any::<Vec<u8>>().prop_map(SigningRequest::CaRequest),
             any::<Vec<u8>>().prop_map(SigningRequest::TlsRequest),
             any::<Vec<u8>>().prop_map(SigningRequest::TlsHandshake),
+            any::<Vec<u8>>().prop_map(SigningRequest::Update),
         ]
     }
 

@@ -80,6 +80,16 @@ pub(crate) enum Command {
         #[command(flatten)]
         officer: Officer,
     },
+    /// Approve that a version of the system is installed which is older than the box still takes. Look at it first: `sallyctl update inspect`.
+    Update {
+        /// The update.
+        file: PathBuf,
+        /// Server name of the enclave whose box it is for.
+        #[arg(long, value_name = "NAME")]
+        enclave: OwnedServerName,
+        #[command(flatten)]
+        officer: Officer,
+    },
     /// Approve that an enclave's own card is installed.
     Card {
         /// The card.
@@ -140,6 +150,16 @@ impl Command {
                 let what = format!("{action} of {} in {enclave}.", names.join(", "));
                 let consent = Consent::to_keys(enclave, incarnation, &action, &names);
                 officer.approve(&consent, &what, out)
+            }
+            Self::Update { file, enclave, officer } => {
+                let (_, update) = crate::update::file::open(&file)?;
+                let (sha256, _) = files::hash(files::open_foreign(&file)?, &file)?;
+                let version = update.manifest().version;
+                let what = format!(
+                    "version {version} may be installed in {enclave} although it is older than the box still takes. \
+                     Its SHA-256 is\n{sha256}"
+                );
+                officer.approve(&Consent::to_downgrade(enclave, sha256), &what, out)
             }
             Self::Card { file, officer } => {
                 let card = card::read(&file)?;

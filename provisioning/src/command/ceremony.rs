@@ -15,7 +15,10 @@ use sallyport_core::{
 use sallyport_hsm::{KeyKind, KeyName};
 use serde::Serialize;
 
-use super::{card::Shown, signer::TokenArgs};
+use super::{
+    card::Shown,
+    signer::{self, TokenArgs},
+};
 use crate::{
     files,
     output::{self, Output},
@@ -31,6 +34,14 @@ pub(crate) enum Command {
     InitRoot(NewKey),
     /// Make an officer's key, which signs rosters and approvals.
     OfficerKey(NewKey),
+    /// Make the key of those who build releases, which signs updates of the system.
+    ReleaseKey {
+        #[command(flatten)]
+        token: TokenArgs,
+        /// The algorithm: P-256 is what every token can do.
+        #[arg(long, value_enum, default_value_t = Algorithm::P256)]
+        algorithm: Algorithm,
+    },
     /// Sign the box's keys with the enclave root: the result is the box's pairing card.
     SignCard(SignCard),
 }
@@ -48,7 +59,7 @@ pub(crate) struct NewKey {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Algorithm {
+pub(crate) enum Algorithm {
     P256,
     Ed25519,
 }
@@ -119,6 +130,16 @@ impl Command {
                         "{}Put the public key into the box's configuration:\n\n[roster]\ntrusted_keys = [\"{}\"]\n",
                         made.text(),
                         made.public
+                    )
+                })
+            }
+            Self::ReleaseKey { token, algorithm } => {
+                let enclave = signer::no_enclave();
+                let made = NewKey { token, enclave, algorithm }.make(KeyRole::Release)?;
+                out.show(&made, |made| {
+                    let (key, public) = (&made.key, &made.public);
+                    format!(
+                        "key         {key}\npublic key  {public}\nPut the public key into the image, as a line of its own: usr/lib/sallyport/update.pub\n"
                     )
                 })
             }

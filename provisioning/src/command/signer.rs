@@ -26,6 +26,11 @@ pub(crate) struct TokenArgs {
     allow_software_keys: bool,
 }
 
+/// For what no enclave's name stands in: updates, which are for all of them.
+pub(crate) fn no_enclave() -> OwnedServerName {
+    ruma::owned_server_name!("release.invalid")
+}
+
 /// An open token.
 pub(crate) struct Signer {
     token: Arc<dyn Token>,

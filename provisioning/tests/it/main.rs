@@ -16,6 +16,8 @@ mod desk;
 mod roster;
 #[cfg(test)]
 mod stick;
+#[cfg(test)]
+mod update;
 
 #[cfg(test)]
 use desk::Desk;

@@ -139,6 +139,9 @@ impl Consent {
     /// Installing the enclave's own card.
     pub const INSTALL_CARD: &str = "card.install";
 
+    /// Installing a version of the system that is older than the floor.
+    pub const DOWNGRADE: &str = "update.downgrade";
+
     /// To an order about the box's own keys, which these names are, in one life of its database: a key is replaced or destroyed once, so the consent is
     /// for nothing afterwards. The action is that of a [`KeyAction`](super::KeyAction).
     #[must_use]
@@ -195,6 +198,12 @@ impl Consent {
     #[must_use]
     pub fn to_own_card(enclave: OwnedServerName, card: Sha256) -> Self {
         Self { enclave, action: Self::INSTALL_CARD.to_owned(), subject: card }
+    }
+
+    /// To installing a version below the floor; `update` is the hash of the whole file.
+    #[must_use]
+    pub fn to_downgrade(enclave: OwnedServerName, update: Sha256) -> Self {
+        Self { enclave, action: Self::DOWNGRADE.to_owned(), subject: update }
     }
 
     /// Signs the consent.

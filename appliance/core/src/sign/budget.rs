@@ -29,6 +29,8 @@ pub enum RequestKind {
     Checkpoint,
     /// What the token says of a key that it wraps.
     WorkingKey,
+    /// The manifest of an update of the system.
+    Update,
     /// A certificate of the enclave CA.
     Certificate,
     /// The enclave CA's request to a higher one.
@@ -54,6 +56,7 @@ impl RequestKind {
             Self::Approval => "approval",
             Self::Checkpoint => "checkpoint",
             Self::WorkingKey => "working_key",
+            Self::Update => "update",
             Self::Certificate => "certificate",
             Self::CaRequest => "ca_request",
             Self::TlsRequest => "tls_request",
@@ -73,6 +76,7 @@ impl RequestKind {
             | Self::Approval
             | Self::Checkpoint
             | Self::WorkingKey
+            | Self::Update
             | Self::Certificate
             | Self::CaRequest
             | Self::TlsRequest => SIGNATURES_RARE,

@@ -23,6 +23,8 @@ pub const APPROVAL: &[u8] = b"sallyport/approval/1";
 pub const CHECKPOINT: &[u8] = b"sallyport/checkpoint/1";
 /// Context of what a token says of a key that it wraps.
 pub const WORKING_KEY: &[u8] = b"sallyport/working-key/1";
+/// Context of the manifest of an update of the system.
+pub const UPDATE: &[u8] = b"sallyport/update/1";
 
 /// The `context` text of a COSE_Sign1 (as opposed to `Signature` of COSE_Sign).
 const SIGN1: &str = "Signature1";

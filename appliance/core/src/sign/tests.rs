@@ -143,12 +143,13 @@ fn key_documents_and_federation_requests_that_are_refused() {
 
 type Binary = (fn(Vec<u8>) -> SigningRequest, &'static [u8], KeyRole);
 
-const BINARIES: [Binary; 5] = [
+const BINARIES: [Binary; 6] = [
     (SigningRequest::Manifest, context::MANIFEST, KeyRole::Courier),
     (SigningRequest::Acknowledgement, context::ACKNOWLEDGEMENT, KeyRole::Courier),
     (SigningRequest::Card, context::CARD, KeyRole::Root),
     (SigningRequest::Roster, context::ROSTER, KeyRole::Officer),
     (SigningRequest::Checkpoint, context::CHECKPOINT, KeyRole::Audit),
+    (SigningRequest::Update, context::UPDATE, KeyRole::Release),
 ];
 
 /// The requests whose tests are in [`x509`].

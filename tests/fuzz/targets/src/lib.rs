@@ -16,6 +16,7 @@ use sallyport_core::{
     roster::{self, Head, Mode, Roster},
     sign::{KeyRole, Policy, SigningRequest},
     time::Millis,
+    update::{self, entry, uki},
 };
 
 pub use self::request::request;
@@ -96,6 +97,28 @@ pub fn approval(bytes: &[u8]) {
     let approvals = std::slice::from_ref(&approval);
     assert!(verify(approvals, &[], None, &consent).is_err(), "counts, though no officer is known");
     assert!(!consent.to_string().is_empty());
+}
+
+/// What a box reads of updates before it believes anything: the beginning of a file, a kernel, the boot loader's word, a list of keys.
+pub fn update(bytes: &[u8]) {
+    if let Some((prefix, rest)) = bytes.split_first_chunk()
+        && let Ok(length) = update::signed_bytes(prefix)
+        && let Some(Ok(update)) = rest.get(..length).map(update::Unverified::parse)
+    {
+        let manifest = update.manifest();
+        assert!(manifest.floor <= manifest.version, "a floor above the version");
+        assert!(update.file_bytes() > update.payloads_at(), "an update of nothing");
+        assert!(update.verify(&[]).is_err(), "verified, though no release key is known");
+    }
+    if let Some(place) = uki::section(bytes, uki::COMMAND_LINE) {
+        assert!(place.end - place.start <= 64 * 1024, "a section without a bound");
+    }
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(entry) = text.parse::<entry::Entry>() {
+        assert_eq!(entry.to_string().parse(), Ok(entry), "a name has one meaning");
+    }
+    assert!(entry::standing_of_boot(bytes) != entry::Standing::Exhausted, "it was started");
+    let _: Result<_, usize> = update::release_keys(&text);
 }
 
 /// A roster as a personnel office exports it.

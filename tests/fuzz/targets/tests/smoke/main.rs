@@ -42,7 +42,8 @@ smoke!(
     request,
     roster_csv,
     roster_file,
-    roster_scim
+    roster_scim,
+    update
 );
 
 fn run(name: &str, target: fn(&[u8])) {

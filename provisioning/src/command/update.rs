@@ -1,0 +1,318 @@
+//! `sallyctl update`: what a box's system is updated with, and what its two slots are.
+
+mod make;
+mod report;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::{Args, Subcommand};
+use sallyport_core::{
+    admin::{Consent, verify},
+    cose::KeyId,
+    digest::Sha256,
+    sign::PublicKey,
+    update::{Direction, Manifest, NotAdmitted, Running, entry::Entry},
+};
+use serde::Serialize;
+
+use crate::{
+    approvals::Approvals,
+    files,
+    output::{self, Output},
+    terminal,
+    update::{
+        apply::{Plan, Step},
+        boot::Boot,
+        disk::{Access, Disk as _, LocalDisk},
+        file::{self, UpdateFile, WholeFile},
+        gpt::{Guid, Table},
+        ledger::{self, LedgerFile},
+        slots::Layout,
+        system::{Here, System},
+    },
+};
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Make a signed update file from the parts of an image.
+    Make(Box<make::MakeArgs>),
+    /// Show what an update file is, and whether every byte of it is what was signed.
+    Inspect {
+        /// The update file.
+        file: PathBuf,
+        /// The release keys that are believed, one per line; those of the running system if it is not given.
+        #[arg(long, value_name = "FILE")]
+        keys: Option<PathBuf>,
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// Write an update to the slot that does not run. It runs after the next start; if it fails, this version comes back by itself.
+    Apply(ApplyArgs),
+    /// Show both slots, what starts next, and how the last update ended.
+    Status {
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// Read both slots to their last block, and hold them against their root hashes.
+    Verify {
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// Note that this start came to its health check: the system may start from now on. Run by the box itself.
+    Bless {
+        /// A file to make when it is done: the box opens when it is there.
+        #[arg(long, value_name = "FILE")]
+        signal: Option<PathBuf>,
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+}
+
+/// Which system and which disk.
+#[derive(Args)]
+pub(crate) struct PlaceArgs {
+    /// The disk, or an image of one; the one that the running system started from if it is not given.
+    #[arg(long, value_name = "DISK")]
+    disk: Option<PathBuf>,
+    /// The root of the running system's folders.
+    #[arg(long, value_name = "FOLDER", default_value = "/")]
+    system: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct ApplyArgs {
+    /// The update file.
+    file: PathBuf,
+    /// Verify everything, and write nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    approvals: Approvals,
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+/// An update file as it is shown.
+#[derive(Serialize)]
+struct Shown<'a> {
+    manifest: &'a Manifest,
+    sha256: Sha256,
+    signer: &'a PublicKey,
+}
+
+impl Command {
+    pub(crate) fn run(self, out: &Output) -> anyhow::Result<()> {
+        match self {
+            Self::Make(args) => args.run(out),
+            Self::Inspect { file, keys, place } => {
+                let keys = keys.unwrap_or_else(|| place.system().release_keys());
+                let update = read(&file, &file::keys(&keys)?, &Progress::new(out, None))?;
+                out.show(
+                    &Shown {
+                        manifest: update.manifest(),
+                        sha256: update.sha256,
+                        signer: update.signer(),
+                    },
+                    |shown| shown.text(),
+                )
+            }
+            Self::Apply(args) => args.run(out),
+            Self::Status { place } => report::status(&place, out),
+            Self::Verify { place } => report::verify(&place, out),
+            Self::Bless { signal, place } => bless(&place, signal, out),
+        }
+    }
+}
+
+impl PlaceArgs {
+    fn system(&self) -> System {
+        System(self.system.clone())
+    }
+
+    /// The disk that is named, or that the running system started from.
+    fn disk(&self, here: &Here) -> anyhow::Result<LocalDisk> {
+        match &self.disk {
+            Some(path) => LocalDisk::at(path),
+            None => LocalDisk::with_partition(&Guid::of_slot(&here.root_hash).0.to_string()),
+        }
+    }
+}
+
+impl ApplyArgs {
+    fn run(&self, out: &Output) -> anyhow::Result<()> {
+        let system = self.place.system();
+        let progress = Progress::new(out, Some(system.clone()));
+        let done = self.write(&system, &progress, out);
+        let told = match &done {
+            Ok(version) => News::Written { version: version.clone() },
+            Err(error) => News::Failed { why: format!("{error:#}") },
+        };
+        if !self.dry_run {
+            ledger::tell(&system.news(), NEWS, &told)?;
+        }
+        done.map(drop)
+    }
+
+    fn write(
+        &self,
+        system: &System,
+        progress: &Progress<'_>,
+        out: &Output,
+    ) -> anyhow::Result<String> {
+        let here = system.here()?;
+        let update = read(&self.file, &file::keys(&system.release_keys())?, progress)?;
+        let version = update.manifest().version;
+        let remembered = LedgerFile::in_folder(&system.state());
+        let mut ledger = remembered.read()?;
+        let direction = self.admit(system, &here, ledger.floor, &update)?;
+        let disk = self.place.disk(&here)?;
+        let plan = Plan::make(&disk, &update, here, direction)?;
+        let slot = plan.slot()?.name;
+        if self.dry_run {
+            out.note(&format!("Version {version} is genuine and would be written to slot {slot}. Nothing was written."))?;
+            return Ok(version.to_string());
+        }
+        plan.carry_out(
+            |step, done, all| progress.show(step, done, all),
+            || {
+                ledger.wrote(update.manifest(), terminal::now());
+                remembered.write(&ledger)
+            },
+        )?;
+        out.note(&format!(
+            "Version {version} is in slot {slot}, every block was read back, and it is tried at the next start. \
+             If it does not come to its health check, version {} comes back by itself.\nStart the box again when nobody minds.",
+            here.version
+        ))?;
+        Ok(version.to_string())
+    }
+
+    /// Whether the box takes it; below the floor with the approval of an officer.
+    fn admit(
+        &self,
+        system: &System,
+        here: &Here,
+        floor: sallyport_core::update::Version,
+        update: &WholeFile,
+    ) -> anyhow::Result<Direction> {
+        let running = Running { version: here.version, schema: here.schema, floor };
+        match running.admit(update.manifest(), false) {
+            Err(NotAdmitted::BelowFloor { .. }) if !self.approvals.is_empty() => {
+                let settings = system.settings()?;
+                let consent = Consent::to_downgrade(settings.server_name.clone(), update.sha256);
+                let approvals = self.approvals.read()?;
+                verify(&approvals, settings.officers(), None, &consent)
+                    .context("going below the floor is not approved")?;
+                Ok(running.admit(update.manifest(), true)?)
+            }
+            Ok(_) if !self.approvals.is_empty() => {
+                bail!("this update needs no approval: give the command without it")
+            }
+            answer => Ok(answer?),
+        }
+    }
+}
+
+fn read(
+    file: &std::path::Path,
+    keys: &[PublicKey],
+    progress: &Progress<'_>,
+) -> anyhow::Result<WholeFile> {
+    UpdateFile::open(file, keys)?.read_through(|done, all| progress.show(Step::Reading, done, all))
+}
+
+/// Renames the entry that started the running system, settles the ledger, and tells the box that it may open.
+fn bless(place: &PlaceArgs, signal: Option<PathBuf>, out: &Output) -> anyhow::Result<()> {
+    let system = place.system();
+    let here = system.here()?;
+    let disk = place.disk(&here)?;
+    let mut whole = disk.whole(Access::Write)?;
+    let table = Table::read(&mut whole)?;
+    // A power cut may have torn one of its copies.
+    table.write(&mut whole)?;
+    let layout = Layout::of(&table)?;
+    layout.sides(&here.root_hash)?;
+    let mut boot = Boot::open(disk.partition(&layout.esp.place, Access::Write)?)?;
+    let kernels = boot.kernels()?;
+    ensure!(
+        kernels.iter().any(|kernel| kernel.root_hash == Some(here.root_hash)),
+        "the boot partition has no kernel of the running system"
+    );
+    // Watched only if there is something to fall back to: otherwise a counter would help nobody.
+    let others = kernels.iter().filter(|kernel| kernel.root_hash != Some(here.root_hash));
+    let watched = others.filter(|kernel| kernel.entry.is_some()).count() > 0;
+    boot.set_entry(&here.root_hash, Entry::blessed(here.version, watched))?;
+    let remembered = LedgerFile::in_folder(&system.state());
+    let mut ledger = remembered.read()?;
+    if ledger.settle(&here.root_hash, terminal::now()) {
+        remembered.write(&ledger)?;
+        ledger::tell(&system.news(), NEWS, &News::Settled { ledger: &ledger })?;
+    }
+    if let Some(signal) = signal {
+        files::replace(&signal, format!("{}\n", here.version).as_bytes())?;
+    }
+    out.note(&format!("Version {} came to its health check and is blessed.", here.version))
+}
+
+/// The file by which others are told.
+const NEWS: &str = "update.json";
+
+/// What others are told.
+#[derive(Serialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+enum News<'a> {
+    /// It is being done.
+    Working { step: String, percent: u64 },
+    /// It is written, and waits for the next start.
+    Written { version: String },
+    /// It was not written, or not to its end: the running version stays.
+    Failed { why: String },
+    /// The box started, and it is known how the last update ended.
+    Settled { ledger: &'a sallyport_core::update::Ledger },
+}
+
+/// Shows how far it is: a line per tenth, to people and to the console.
+struct Progress<'a> {
+    out: &'a Output,
+    system: Option<System>,
+    shown: std::cell::Cell<Option<(Step, u64)>>,
+}
+
+impl<'a> Progress<'a> {
+    fn new(out: &'a Output, system: Option<System>) -> Self {
+        Self { out, system, shown: std::cell::Cell::new(None) }
+    }
+
+    fn show(&self, step: Step, done: u64, all: u64) {
+        let tenth = done.saturating_mul(10) / all.max(1);
+        if self.shown.replace(Some((step, tenth))) == Some((step, tenth)) {
+            return;
+        }
+        let percent = tenth * 10;
+        self.out.progress(&format!("{percent:>3} %  {}", step.words()));
+        if let Some(system) = &self.system {
+            let news = News::Working { step: step.words(), percent };
+            // Who cannot be told misses nothing but the progress.
+            let _ = ledger::tell(&system.news(), NEWS, &news);
+        }
+    }
+}
+
+impl Shown<'_> {
+    fn text(&self) -> String {
+        let Manifest { version, floor, from, built, schema, notes, root_hash, .. } = self.manifest;
+        output::pairs(&[
+            ("version", version.to_string()),
+            ("release", notes.clone()),
+            ("built", output::time(*built)),
+            ("installs over", format!("{from} and later")),
+            ("then refuses", format!("versions before {floor}")),
+            ("database", format!("schema {schema}")),
+            ("root hash", root_hash.to_string()),
+            ("SHA-256", self.sha256.to_string()),
+            ("signed by", format!("{} ({})", self.signer, KeyId::of(self.signer))),
+            ("genuine", "yes: signature, parts and hash tree were verified".to_owned()),
+        ])
+    }
+}
