@@ -1,4 +1,4 @@
-//! Two enclaves go on talking while one of them replaces its keys, or its whole token.
+//! Two enclaves go on talking while one of them replaces its keys, or its whole token, or waits for its PIN.
 
 use std::fs;
 
@@ -107,6 +107,20 @@ impl Talk {
         let found = keys(self.alpha.desk())?.into_iter().find(|key| key["name"] == name);
         found.with_context(|| format!("{name} is forgotten"))
     }
+}
+
+#[test]
+fn nothing_leaves_a_box_that_starts_locked() -> Result<()> {
+    let mut talk = Talk::new(Token::SoftHsm)?;
+    talk.say("before")?;
+    talk.alpha.restart_without_pin()?;
+    talk.say("while-it-is-locked")?;
+    let refused = talk.export().err().context("a locked box made a bundle")?.to_string();
+    ensure!(refused.contains("sallyctl token unlock"), "nobody is told what to do: {refused}");
+    ensure!(!talk.alpha.desk().path("2.bundle").exists(), "a bundle was made");
+    talk.alpha.desk().sallyctl_answering(&["token", "unlock"], &format!("{PIN}\n"))?;
+    talk.carry()?;
+    talk.all_is_read()
 }
 
 #[test]

@@ -94,13 +94,7 @@ fn a_wrong_pin_is_tried_once_and_local_chat_goes_on() -> Result<()> {
 #[test]
 fn a_box_whose_pin_a_person_gives_serves_its_people_until_then() -> Result<()> {
     let mut scene = Scene::new()?;
-    scene.enclave.stop()?;
-    let configuration = scene.enclave.plan().configuration();
-    let text = fs::read_to_string(&configuration)?;
-    let source = format!("file:{}", scene.enclave.plan().pin_file().display());
-    ensure!(text.contains(&source), "no PIN is configured: {text}");
-    fs::write(&configuration, text.replace(&source, "ask"))?;
-    scene.enclave.start()?;
+    scene.enclave.restart_without_pin()?;
     let says = scene.token_becomes("LOCKED")?;
     ensure!(says.contains("sallyctl token unlock"), "nobody is told what to do: {says}");
     scene.chat()?;

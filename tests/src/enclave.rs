@@ -234,6 +234,19 @@ impl Enclave {
         Ok((alpha, bravo))
     }
 
+    /// Stops the box, and starts it without a PIN: a person must give it.
+    ///
+    /// # Errors
+    /// When its configuration names no file with the PIN, or it does not start.
+    pub fn restart_without_pin(&mut self) -> Result<()> {
+        self.stop()?;
+        let text = fs::read_to_string(self.plan.configuration())?;
+        let source = format!("file:{}", self.plan.pin_file().display());
+        ensure!(text.contains(&source), "no PIN is configured: {text}");
+        fs::write(self.plan.configuration(), text.replace(&source, "ask"))?;
+        self.start().map(drop)
+    }
+
     /// What the enclave is like.
     #[must_use]
     pub fn plan(&self) -> &Plan {
