@@ -176,6 +176,9 @@ pub struct Caps {
     /// Decrypts with an RSA key of 2048 bits (RSA-OAEP). Looked at only where `wrap` and `p256_agree` are not there.
     #[n(4)]
     pub rsa_decrypt: bool,
+    /// Agrees with X25519. No key of ours does so in a token; whoever chooses one wants to know.
+    #[n(5)]
+    pub x25519: bool,
 }
 
 impl Caps {
@@ -203,6 +206,7 @@ impl Caps {
             (self.p256_agree, "agrees with ECDH on P-256"),
             (self.wrap, "wraps with AES-256"),
             (self.rsa_decrypt, "decrypts with RSA-OAEP"),
+            (self.x25519, "agrees with X25519"),
         ];
         words.into_iter().filter(|(can, _)| *can).map(|(_, words)| words).collect()
     }
@@ -271,6 +275,7 @@ mod tests {
             p256_agree: true,
             wrap: true,
             rsa_decrypt: true,
+            x25519: true,
         };
         let card = Caps { ed25519: false, wrap: false, ..all };
         let tpm = Caps { p256_agree: false, ..card };

@@ -139,7 +139,14 @@ impl Token for SoftwareToken {
     }
 
     fn caps(&self) -> Caps {
-        Caps { ed25519: true, p256_sign: true, p256_agree: true, wrap: true, rsa_decrypt: false }
+        Caps {
+            ed25519: true,
+            p256_sign: true,
+            p256_agree: true,
+            wrap: true,
+            rsa_decrypt: false,
+            x25519: false,
+        }
     }
 
     fn mode(&self) -> Option<Mode> {

@@ -172,11 +172,7 @@ impl Connection {
         self.agree_with(key, peer)
     }
 
-    pub(super) fn agree_with(
-        &self,
-        key: ObjectHandle,
-        peer: &[u8; P256_POINT_BYTES],
-    ) -> Result<Secret32, Error> {
+    pub(super) fn agree_with(&self, key: ObjectHandle, peer: &[u8]) -> Result<Secret32, Error> {
         let params = Ecdh1DeriveParams::new(EcKdf::null(), peer);
         let mut template = readable_session_key(KeyType::GENERIC_SECRET);
         template.push(Attribute::ValueLen(32_u64.into()));

@@ -4,7 +4,7 @@
 //! their list's word; a wrong word cannot do harm, because every signature is verified when it is made.
 
 use cryptoki::{
-    mechanism::MechanismType,
+    mechanism::{Mechanism, MechanismType},
     object::{Attribute, AttributeType, ObjectHandle},
 };
 use sallyport_core::sign::{Algorithm, verify};
@@ -15,12 +15,17 @@ use super::{
     wrapping::Opener,
 };
 use crate::{
-    Caps, Error, KeyKind, KeyRole, P256_POINT_BYTES, Secret32, oaep,
+    Caps, Class, Error, KeyKind, KeyRole, P256_POINT_BYTES, Secret32, oaep,
     wrapped::{Capsule, Method},
 };
 
 /// What the probes sign: no document of ours, which all begin with `{` or 0x84.
 const MESSAGE: &[u8] = b"sallyport token self-test";
+
+/// `CKA_EC_PARAMS` of X25519: the object identifier 1.3.101.110 (RFC 8410), or the name (PKCS#11 3.0).
+const X25519_OID: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x6e];
+const X25519_NAME: &[u8] = b"\x13\x0acurve25519";
+const X25519_POINT_BYTES: usize = 32;
 
 /// Tries everything once, and calls `working` between the steps, of which each may take seconds. Fails only if the token is
 /// lost meanwhile, or `working` does.
@@ -45,6 +50,7 @@ pub(crate) fn caps(
         p256_agree: has(&p256_agree) && works(KeyKind::P256, KeyRole::CourierEncryption)?,
         wrap: has(&wrap) && works(KeyKind::Aes256, KeyRole::Storage)?,
         rsa_decrypt: false,
+        x25519: listed.contains(&MechanismType::ECDH1_DERIVE) && x25519(connection, &listed)?,
     };
     // Cards take half a minute to make an RSA key.
     if caps.storage_kind().is_none() {
@@ -75,7 +81,7 @@ fn works(connection: &Connection, kind: KeyKind, role: KeyRole) -> Result<bool, 
 }
 
 fn lost_or(error: Error, verdict: bool) -> Result<bool, Error> {
-    if error.class() == crate::Class::Reopen { Err(error) } else { Ok(verdict) }
+    if error.class() == Class::Reopen { Err(error) } else { Ok(verdict) }
 }
 
 fn signs(
@@ -90,12 +96,73 @@ fn signs(
     Ok(verify(&public, MESSAGE, &signature).is_ok())
 }
 
+/// X25519 in the ways that modules have of it: a mechanism and a type of its own (PKCS#11 3.0), or those of Ed25519 with another curve
+/// (SoftHSM 2.6); and the curve by object identifier or by name.
+fn x25519(connection: &Connection, listed: &[MechanismType]) -> Result<bool, Error> {
+    let mechanisms = [
+        (MechanismType::ECC_MONTGOMERY_KEY_PAIR_GEN, Mechanism::EccMontgomeryKeyPairGen),
+        (MechanismType::ECC_EDWARDS_KEY_PAIR_GEN, Mechanism::EccEdwardsKeyPairGen),
+    ];
+    for (_, mechanism) in mechanisms.iter().filter(|(named, _)| listed.contains(named)) {
+        for curve in [X25519_OID, X25519_NAME] {
+            let public = [
+                Attribute::Token(false),
+                Attribute::Private(false),
+                Attribute::EcParams(curve.to_vec()),
+            ];
+            let private = [
+                Attribute::Token(false),
+                Attribute::Private(true),
+                Attribute::Sensitive(true),
+                Attribute::Extractable(false),
+                Attribute::Derive(true),
+            ];
+            let made = connection.session.generate_key_pair(mechanism, &public, &private);
+            let (public, key) = match made.map_err(during("X25519 keys")) {
+                Ok(pair) => pair,
+                Err(error) if error.class() == Class::Reopen => return Err(error),
+                Err(_other_spelling) => continue,
+            };
+            let tried = agrees_with_itself(connection, key, public);
+            for object in [key, public] {
+                connection.session.destroy_object(object).map_err(during("session keys"))?;
+            }
+            if tried.or_else(|error| lost_or(error, false))? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn agrees_with_itself(
+    connection: &Connection,
+    key: ObjectHandle,
+    public: ObjectHandle,
+) -> Result<bool, Error> {
+    let attributes = connection
+        .session
+        .get_attributes(public, &[AttributeType::EcPoint])
+        .map_err(during("reading public keys"))?;
+    // The point ends the attribute, whatever it is wrapped in.
+    let point = attributes.iter().find_map(|attribute| match attribute {
+        Attribute::EcPoint(point) => point.last_chunk::<X25519_POINT_BYTES>(),
+        _ => None,
+    });
+    let Some(peer) = point else { return Ok(false) };
+    twice(connection, key, peer)
+}
+
 /// With itself as the peer, and compared with a second agreement: the public point alone tells no more.
 fn agrees(connection: &Connection, key: ObjectHandle, public: ObjectHandle) -> Result<bool, Error> {
     let Some(public) = point(connection, Algorithm::P256, public)? else { return Ok(false) };
     let Ok(peer) = <[u8; P256_POINT_BYTES]>::try_from(public.as_bytes()) else { return Ok(false) };
-    let first = connection.agree_with(key, &peer)?;
-    let second = connection.agree_with(key, &peer)?;
+    twice(connection, key, &peer)
+}
+
+fn twice(connection: &Connection, key: ObjectHandle, peer: &[u8]) -> Result<bool, Error> {
+    let first = connection.agree_with(key, peer)?;
+    let second = connection.agree_with(key, peer)?;
     Ok(first.expose() == second.expose() && first.expose() != &[0; Secret32::BYTES])
 }
 

@@ -37,8 +37,14 @@ fn what_softhsm_can_do_is_found_out() {
     let hsm = SoftHsm::new();
     let token = hsm.start();
     assert!(token.keys().unwrap().is_empty());
-    let caps =
-        Caps { ed25519: true, p256_sign: true, p256_agree: true, wrap: true, rsa_decrypt: false };
+    let caps = Caps {
+        ed25519: true,
+        p256_sign: true,
+        p256_agree: true,
+        wrap: true,
+        rsa_decrypt: false,
+        x25519: true,
+    };
     assert_eq!(token.caps(), caps);
     assert_eq!(token.mode(), Some(Mode::Direct));
     assert_eq!(token.health(), Health::Ready);
