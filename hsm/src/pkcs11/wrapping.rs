@@ -92,8 +92,7 @@ impl Connection {
                 // Tokens differ in whether they check the point; one off the curve would leak the key bit by bit.
                 let point = PublicKey::new(Algorithm::P256, &capsule.bytes);
                 let point = point.map_err(|_off_curve| Error::Damaged)?;
-                let peer = point.as_bytes().try_into().map_err(|_length| Error::Damaged)?;
-                let shared = self.agree_with(opener.object, peer)?;
+                let shared = self.agree_with(opener.object, point.as_bytes())?;
                 p256_key(&shared, point.as_bytes(), public.as_bytes())
             }
             (Method::EcdhP256, None) | (Method::Plain, _) => Err(Error::Damaged),
