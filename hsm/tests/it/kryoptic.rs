@@ -8,11 +8,12 @@ use std::{
 };
 
 use sallyport_hsm::{
-    Health, HelperPlace, HelperSettings, HelperToken, KeyKind, KeyRole, Pin, ServedToken, Token,
-    init_token,
+    Health, HelperPlace, HelperSettings, HelperToken, KeyKind, KeyRole, Pin, PinSource,
+    ServedToken, Sessions, Token, init_token,
 };
 
 use crate::{
+    requests::policy,
     softhsm::{self, PIN, TIMEOUT, eventually},
     software,
 };
@@ -54,10 +55,16 @@ fn start(folder: &Path) -> HelperToken {
     init_token(&module, "kryoptic", &officer_pin, &Pin::new(PIN.to_owned())).unwrap();
     let pin_file = folder.join("pin");
     softhsm::write_pin(&pin_file, PIN);
-    let settings = softhsm::settings(&module, "kryoptic", &pin_file, TIMEOUT);
+    let token = ServedToken {
+        module,
+        label: "kryoptic".to_owned(),
+        serial: None,
+        sessions: Sessions::default(),
+        network: false,
+        writable: vec![folder.to_owned()],
+    };
     let environment = vec![CONFIGURATION.to_owned()];
-    let writable = vec![folder.to_owned()];
-    let token = ServedToken { writable, ..softhsm::served(&module, "kryoptic") };
     let place = HelperPlace::Child { program: softhsm::program(), token, environment };
-    HelperToken::start(HelperSettings { place, ..settings }).unwrap()
+    let pin = PinSource::File(pin_file);
+    HelperToken::start(HelperSettings { place, pin, timeout: TIMEOUT, policy: policy() }).unwrap()
 }
