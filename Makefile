@@ -110,6 +110,16 @@ image-lock: ## Renew the locks of packages and toolchain that images are made of
 update-powercut: ## Cut the power at POINTS=200 random points of an update, and see what starts
 	POINTS=$(or $(POINTS),200) $(CARGO) test --locked --workspace --bin sallyctl power_cut -- --nocapture
 
+.PHONY: image-verify
+image-verify: ## Build the image twice, as differently as this machine allows, and compare every artefact bit for bit
+	@.ci/need image
+	@$(IMAGE) verify $(if $(BINARIES),--binaries $(BINARIES))
+
+.PHONY: image-boot
+image-boot: ## Boot the image in virtual machines with Secure Boot and a TPM (SCENARIO=name; KEYS=folder)
+	@.ci/need image
+	@PYTHONPATH=image PYTHONDONTWRITEBYTECODE=1 python3 -m boot $(if $(KEYS),--keys $(KEYS)) $(SCENARIO)
+
 .PHONY: check
 check: fmt-check lint tidy deny doc ## Formatting, lints, tidiness, dependencies and documentation
 

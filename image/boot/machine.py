@@ -23,9 +23,10 @@ from types import TracebackType
 from build.signing import NAMES, OWNER
 from build.tree import Mount, Tree
 
-CODES = re.compile(rb"\x1b(?:\[[0-9;?!]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()][A-Z0-9]|[=>78cM])|\r")
+CODES = re.compile(rb"\x1b(?:\[[0-9;?!=]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()][A-Z0-9]|[=>78cM])|\r")
 FIRMWARE = Path("/usr/share/OVMF")
 KERNEL_STARTS = re.compile(r"EFI stub: (UEFI Secure Boot|Loaded initrd|Measured initrd)")
+SCREEN_STARTS = "  SALLYPORT "
 POLL_S = 0.05
 HTTPS_POLL_S = 0.2
 HTTPS_TIMEOUT_S = 5.0
@@ -146,6 +147,22 @@ class Boot:
                 if left <= 0 or self._ended:
                     what = "the machine went off" if self._ended else f"{timeout_s:.0f} s passed"
                     raise BootError(f"{what} before the console said {pattern!r}; see {self.log}")
+                self._changed.wait(min(left, 1.0))
+
+    def wait_for_screen(self, shown: str, gone: str, timeout_s: float) -> None:
+        """Waits until the console's newest screen shows one thing and no longer another."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                screen: list[str] = []
+                for _, line in self._lines:
+                    screen = [line] if SCREEN_STARTS in line else [*screen, line]
+                text = "\n".join(screen)
+                if shown in text and gone not in text:
+                    return
+                left = deadline - time.monotonic()
+                if left <= 0 or self._ended:
+                    raise BootError(f"the console does not show {shown!r} without {gone!r}; see {self.log}")
                 self._changed.wait(min(left, 1.0))
 
     def time_of(self, pattern: str | re.Pattern[str]) -> float | None:

@@ -1,4 +1,4 @@
-"""The command line: `python3 -m build lock|image`, called by `make image-lock`, `make image` and `make image-verify`."""
+"""The command line: `python3 -m build lock|image|verify`, called by `make image-lock`, `make image` and `make image-verify`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from . import lock, pool, programs, report, resolve, tree
+from . import lock, pool, programs, report, resolve, tree, verify
 from .tree import Mount
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ def main() -> None:
     arguments = parser().parse_args()
     try:
         arguments.run(arguments)
-    except (lock.LockError, tree.CommandFailed) as error:
+    except (lock.LockError, tree.CommandFailed, verify.Different) as error:
         report.warn(str(error))
         sys.exit(1)
 
@@ -33,6 +33,10 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("lock", help="renew the locks").set_defaults(run=renew)
     image = commands.add_parser("image", help="build the image")
     image.set_defaults(run=build)
+    again = commands.add_parser("verify", help="build everything twice and compare every artefact")
+    again.set_defaults(run=lambda arguments: verify.run(REPOSITORY, arguments.folder, arguments.binaries))
+    again.add_argument("--folder", type=Path, default=REPOSITORY / "target/image-verify", help="where the two builds go")
+    again.add_argument("--binaries", type=Path, help="folder with programs: compares all but the compiler's work")
     image.add_argument("--out", type=Path, default=REPOSITORY / "target/image", help="where the artefacts go")
     image.add_argument("--version", help="the version; that of Cargo.toml if not given")
     image.add_argument("--keys", type=Path, help="folder with PK, KEK, db (.crt, .key) and pcr (.pub, .key); test keys if not given")

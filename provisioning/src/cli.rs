@@ -8,8 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     client::{self, Box as TheBox},
     command::{
-        approve, audit, bundle, card, ceremony, certificate, clock, codes, hsm, peer, roster,
-        status, stick, token, update,
+        approve, audit, bundle, card, ceremony, certificate, clock, codes, console, hsm, machine,
+        peer, roster, status, stick, token, update,
     },
     output::Output,
     terminal,
@@ -118,6 +118,12 @@ enum Command {
     /// Decide what to do when the box's clock went backwards.
     #[command(subcommand)]
     Clock(clock::Command),
+    /// Be the console of a machine: show how the box is, and ask what its services ask.
+    #[command(hide = true)]
+    Console(console::Command),
+    /// Do what a unit of the image is for.
+    #[command(hide = true, subcommand)]
+    Machine(machine::Command),
     /// Be the process that loads the PKCS#11 module of a token on this machine.
     #[command(hide = true)]
     TokenHelper {
@@ -152,6 +158,8 @@ impl Cli {
             Command::Token(command) => command.run(&the_box, &out),
             Command::Update(command) => command.run(&out),
             Command::Clock(command) => command.run(&the_box, &out),
+            Command::Console(command) => command.run(&the_box),
+            Command::Machine(command) => command.run(),
             Command::TokenHelper { arguments } => {
                 sallyport_hsm::run_helper(arguments).context("the token's process ends")
             }

@@ -1,0 +1,50 @@
+"""The command line: `python3 -m boot SCENARIO…`, called by `make image-boot`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from build import lock, pool, report, tree
+from build.__main__ import LOCKS, REPOSITORY
+
+from . import scenarios
+from .machine import BootError
+
+
+def main() -> None:
+    """Plays the scenarios that the command line names, all if it names none."""
+    known = "\n".join(f"  {name:14}{(play.__doc__ or '').splitlines()[0]}" for name, play in scenarios.ALL.items())
+    top = argparse.ArgumentParser(prog="boot", epilog=known, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("scenario", nargs="*", help="what to play; everything if none is given")
+    top.add_argument("--image", type=Path, help="the image; the newest of `make image` if not given")
+    top.add_argument("--keys", type=Path, default=pool.cache() / "test-keys", help="the folder of the keys that it was signed with")
+    top.add_argument("--folder", type=Path, default=REPOSITORY / "target/vm", help="where machines and their logs are kept")
+    arguments = top.parse_args()
+    strangers = set(arguments.scenario) - set(scenarios.ALL)
+    if strangers:
+        top.error(f"there is no scenario {' '.join(sorted(strangers))}; there are {' '.join(scenarios.ALL)}")
+    try:
+        tools = tree.make("boot", lock.read(LOCKS / "boot.lock"), pool.Pool(pool.cache() / "pool"))
+        bench = scenarios.Bench(tools, arguments.keys, arguments.image or newest(), arguments.folder)
+        for name in arguments.scenario or scenarios.ALL:
+            play = scenarios.ALL[name]
+            report.say(f"{name}: {(play.__doc__ or '').splitlines()[0]}")
+            play(bench)
+            report.say(f"{name}: as it should be")
+    except (BootError, lock.LockError, tree.CommandFailed) as error:
+        report.warn(str(error))
+        sys.exit(1)
+
+
+def newest() -> Path:
+    """The image that was built last."""
+    images = sorted((REPOSITORY / "target/image").glob("*.raw"), key=lambda path: path.stat().st_mtime)
+    if not images:
+        raise BootError("there is no image: run `make image`")
+    return images[-1]
+
+
+if __name__ == "__main__":
+    main()

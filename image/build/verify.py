@@ -1,0 +1,81 @@
+"""Builds an image twice, as differently as one machine allows, and compares every artefact bit for bit.
+
+The second build has another folder for sources and artefacts, another umask, another time zone, another language, other ids in the
+user namespace where the machine allows that, and a later clock; the programs are compiled from scratch in both.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from . import report
+from .pool import digest
+
+# Work in progress and caches, which nobody is given.
+NOT_ARTEFACTS = {"cargo", "vendor", "new"}
+# Copied for the second build: everything that is under version control, and nothing else.
+SOURCES = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+
+
+class Different(Exception):
+    """The two builds are not the same; the text says where."""
+
+
+def run(repository: Path, folder: Path, binaries: Path | None) -> None:
+    """Builds twice below `folder`, and fails if a single bit differs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    here, there = folder / "first", folder / "another place with a long name/second"
+    sources = there / "sources"
+    _copy_sources(repository, sources)
+    more = ["--binaries", str(binaries.resolve())] if binaries else []
+    plain = dict(os.environ)
+    other = {**plain, "TZ": "Pacific/Kiritimati", "LANG": "C", "LC_ALL": "C", "LOGNAME": "somebody", "USER": "somebody"}
+    _build(repository, here, more, plain, umask=0o022, another_user=False)
+    _build(sources, there / "artefacts", more, other, umask=0o077, another_user=True)
+    compare(here, there / "artefacts")
+
+
+def compare(first: Path, second: Path) -> None:
+    """Compares two folders of artefacts."""
+    names = sorted({path.name for folder in (first, second) for path in folder.iterdir()} - NOT_ARTEFACTS)
+    different = []
+    for name in names:
+        found = [digest(folder / name) if (folder / name).exists() else "absent" for folder in (first, second)]
+        report.say(f"{'same     ' if found[0] == found[1] else 'DIFFERENT'} {name} {found[0][:16]}")
+        if found[0] != found[1]:
+            different.append(name)
+    if different:
+        if shutil.which("diffoscope"):
+            subprocess.run(["diffoscope", first / different[0], second / different[0]], check=False)
+        raise Different(f"the two builds differ in {', '.join(different)}" + _advice())
+    report.say(f"{len(names)} artefacts are the same in both builds")
+
+
+def _advice() -> str:
+    return "" if shutil.which("diffoscope") else ": install diffoscope to see why"
+
+
+def _build(sources: Path, out: Path, more: list[str], environment: dict[str, str], *, umask: int, another_user: bool) -> None:
+    report.say(f"building {sources} into {out}")
+    command = [sys.executable, "-m", "build", "image", "--out", str(out), *more]
+    if another_user and os.geteuid() == 0:
+        # Who builds is somebody else there: root of a namespace of its own, in which the rest of the machine belongs to nobody.
+        command = ["unshare", "--user", "--map-root-user", "--", *command]
+    variables = {**environment, "PYTHONPATH": str(sources / "image"), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, env=variables, umask=umask, check=False, cwd=sources)
+    if done.returncode != 0:
+        raise Different("one of the two builds failed")
+
+
+def _copy_sources(repository: Path, folder: Path) -> None:
+    listed = subprocess.run(SOURCES, cwd=repository, capture_output=True, check=True).stdout
+    for name in listed.decode().split("\0"):
+        source = repository / name
+        if name and source.is_file():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target, follow_symlinks=False)

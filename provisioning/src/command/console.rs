@@ -1,0 +1,281 @@
+//! `sallyctl console`: what a person sees who stands in front of the machine. There is no login; it shows, and asks where a service asks.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    net::{Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd as _,
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::Args;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use sallyport_core::admin::{Status, path};
+
+use super::status;
+use crate::{
+    client::Box as TheBox,
+    notice::{self, Notice},
+    output,
+};
+
+/// How often the screen is made up anew; it is written only if it changed.
+const REFRESH: Duration = Duration::from_secs(2);
+/// Bytes of a line that somebody types.
+const TYPED_BYTES_MAX: usize = 4096;
+/// Clears the screen and goes to its upper left corner.
+const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
+
+#[derive(Args)]
+pub(crate) struct Command {
+    /// The folder with the notices of other services.
+    #[arg(long, value_name = "FOLDER", default_value = "/run/sallyport-state")]
+    state: PathBuf,
+    /// The folder with what provisioning decided.
+    #[arg(long, value_name = "FOLDER", default_value = "/var/lib/sallyport-settings")]
+    settings: PathBuf,
+    /// Print it once and end.
+    #[arg(long)]
+    once: bool,
+    /// Say that the data of this box could not be opened.
+    #[arg(long)]
+    recovery: bool,
+}
+
+impl Command {
+    pub(crate) fn run(self, the_box: &TheBox) -> anyhow::Result<()> {
+        let mut shown = String::new();
+        let mut remark = None;
+        loop {
+            let view = self.look(the_box);
+            let mut screen = view.text();
+            if let Some(remark) = &remark {
+                screen += &format!("\n{remark}\n");
+            }
+            if screen != shown {
+                show(&screen, self.once)?;
+                shown = screen;
+            }
+            if self.once {
+                return Ok(());
+            }
+            if let Some(line) = typed()? {
+                remark = self.take(&view, &line);
+                // What was typed stands on the screen: it is written again.
+                shown.clear();
+            }
+        }
+    }
+
+    fn look(&self, the_box: &TheBox) -> View {
+        let provisioned = self.settings.join("sallyport.toml").exists();
+        let state = match provisioned {
+            _ if self.recovery => State::Recovery,
+            false => State::Unprovisioned,
+            true => match the_box.ask::<Status>(path::STATUS) {
+                Ok(status) => State::Running(Box::new(status)),
+                Err(error) => State::Silent(format!("{error:#}")),
+            },
+        };
+        let mut addresses = ipv4(&fs::read_to_string("/proc/net/fib_trie").unwrap_or_default());
+        addresses.extend(ipv6(&fs::read_to_string("/proc/net/if_inet6").unwrap_or_default()));
+        View { state, addresses, notices: notice::all(&self.state) }
+    }
+
+    /// Gives a typed line to the first notice that asks; what is to be said of it.
+    fn take(&self, view: &View, line: &str) -> Option<String> {
+        let asking = view.notices.iter().find(|notice| notice.ask.is_some())?;
+        match notice::answer(&self.state, &asking.name, line.trim()) {
+            Ok(()) => None,
+            Err(error) => Some(format!("{error:#}")),
+        }
+    }
+}
+
+/// How the box is, as far as it can be seen from here.
+enum State {
+    Unprovisioned,
+    Silent(String),
+    Running(Box<Status>),
+    Recovery,
+}
+
+/// What is on the screen.
+struct View {
+    state: State,
+    addresses: Vec<String>,
+    notices: Vec<Notice>,
+}
+
+impl View {
+    fn text(&self) -> String {
+        let mut screen = format!("\n  SALLYPORT {}\n\n", env!("CARGO_PKG_VERSION"));
+        let network = if self.addresses.is_empty() {
+            "none: is the cable plugged in?".to_owned()
+        } else {
+            self.addresses.join("  ")
+        };
+        let rows = match &self.state {
+            State::Unprovisioned => {
+                screen += "  This box is not set up yet. Plug in the provisioning stick.\n\n";
+                vec![("network", network)]
+            }
+            State::Recovery => {
+                screen += "  THE DATA OF THIS BOX CANNOT BE OPENED.\n\
+                           \x20 Firmware, its keys or the TPM changed, or the disk was in another machine. The recovery key opens it.\n\n";
+                vec![]
+            }
+            State::Silent(error) => {
+                screen += "  The server starts, or does not answer.\n\n";
+                vec![("network", network), ("error", notice::printable(error))]
+            }
+            State::Running(status) => running(status, network),
+        };
+        screen += &indented(&output::pairs(&rows));
+        if let State::Running(status) = &self.state {
+            for warning in &status.warnings {
+                screen += &format!("\n  WARNING: {}\n", notice::printable(warning));
+            }
+        }
+        for Notice { title, lines, ask, .. } in &self.notices {
+            screen += &format!("\n  {title}\n");
+            screen += &lines.iter().map(|line| format!("    {line}\n")).collect::<String>();
+            if let Some(ask) = ask {
+                screen += &format!("    {ask} ");
+            }
+        }
+        screen
+    }
+}
+
+fn running(status: &Status, network: String) -> Vec<(&'static str, String)> {
+    let certificate = status.certificate.as_ref();
+    let ca = certificate.and_then(|certificate| certificate.ca.as_ref());
+    let until = certificate.and_then(|certificate| certificate.not_after);
+    vec![
+        ("enclave", status.server_name.to_string()),
+        ("network", network),
+        ("CA", ca.map_or_else(|| "none yet".to_owned(), |ca| format!("SHA-256 {}", ca.sha256))),
+        (
+            "certificate",
+            until.map_or_else(
+                || "none yet".to_owned(),
+                |until| format!("valid until {}", output::time(until)),
+            ),
+        ),
+        ("token", status::token_text(&status.token.state)),
+        (
+            "accounts",
+            format!(
+                "{} active, {} not activated yet",
+                status.accounts.active, status.accounts.waiting
+            ),
+        ),
+        ("to be signed", format!("{} events", status.backlog.events)),
+    ]
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
+}
+
+fn show(screen: &str, once: bool) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    let start = if once { "" } else { CLEAR };
+    out.write_all(format!("{start}{screen}").as_bytes())
+        .and_then(|()| out.flush())
+        .context("cannot write to the console")
+}
+
+/// Waits a moment for a line from the keyboard.
+fn typed() -> anyhow::Result<Option<String>> {
+    let stdin = io::stdin();
+    let timeout = PollTimeout::try_from(REFRESH).unwrap_or(PollTimeout::NONE);
+    let mut waiting = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut waiting, timeout).context("cannot wait for the keyboard")? == 0 {
+        return Ok(None);
+    }
+    let mut line = vec![0; TYPED_BYTES_MAX];
+    let read = nix::unistd::read(&stdin, &mut line).context("cannot read the keyboard")?;
+    anyhow::ensure!(read > 0, "the console is closed");
+    line.truncate(read);
+    Ok(Some(String::from_utf8_lossy(&line).into_owned()))
+}
+
+/// The machine's own addresses in `/proc/net/fib_trie`, without loopback.
+fn ipv4(trie: &str) -> Vec<String> {
+    let mut found: Vec<Ipv4Addr> = Vec::new();
+    let mut last = None;
+    for line in trie.lines() {
+        let line = line.trim();
+        if let Some(address) = line.strip_prefix("|-- ") {
+            last = address.parse().ok();
+        } else if line.starts_with("/32 host LOCAL") {
+            found.extend(last.filter(|address: &Ipv4Addr| !address.is_loopback()));
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found.iter().map(ToString::to_string).collect()
+}
+
+/// The machine's own addresses in `/proc/net/if_inet6` that others reach: neither loopback nor of one link only.
+fn ipv6(table: &str) -> Vec<String> {
+    const GLOBAL: &str = "00";
+    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter_map(|row| match *row.as_slice() {
+        [address, _, _, GLOBAL, ..] => u128::from_str_radix(address, 16).ok(),
+        _ => None,
+    })
+    .map(|address| Ipv6Addr::from(address).to_string())
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_addresses_are_found() {
+        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     |-- 10.0.2.15\n        /32 host LOCAL\n     \
+                    |-- 127.0.0.1\n        /32 host LOCAL\nLocal:\n     |-- 10.0.2.15\n        /32 host LOCAL\n     |-- 10.0.2.255\n        /32 link BROADCAST\n";
+        assert_eq!(ipv4(trie), ["10.0.2.15"]);
+        let table = "fe80000000000000505400fffe123456 02 40 20 80     eth0\n\
+                     fd000000000000000000000000000001 02 40 00 80     eth0\n\
+                     00000000000000000000000000000001 01 80 10 80       lo\n";
+        assert_eq!(ipv6(table), ["fd00::1"]);
+        assert_eq!(ipv4("").len() + ipv6("").len(), 0);
+    }
+
+    #[test]
+    fn a_new_box_says_what_to_do() {
+        let view = View {
+            state: State::Unprovisioned,
+            addresses: vec!["10.0.2.15".to_owned()],
+            notices: vec![],
+        };
+        let text = view.text();
+        assert!(text.contains("Plug in the provisioning stick"), "{text}");
+        assert!(text.contains("network  10.0.2.15"), "{text}");
+    }
+
+    #[test]
+    fn questions_stand_last_of_their_notice() {
+        let notice = Notice {
+            name: "key".to_owned(),
+            title: "Write this down".to_owned(),
+            lines: vec!["abc".to_owned()],
+            ask: Some("Last word:".to_owned()),
+        };
+        let view = View {
+            state: State::Silent("no socket".to_owned()),
+            addresses: vec![],
+            notices: vec![notice],
+        };
+        let text = view.text();
+        assert!(text.ends_with("  Write this down\n    abc\n    Last word: "), "{text}");
+        assert!(text.contains("error    no socket"), "{text}");
+    }
+}

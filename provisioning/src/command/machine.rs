@@ -1,0 +1,265 @@
+//! `sallyctl machine`: what the units of the image start. Nobody needs to type it.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    process::Command as Process,
+};
+
+use anyhow::{Context as _, ensure};
+use clap::Subcommand;
+use nix::{sys::stat::Mode, unistd::mkfifo};
+use serde_json::json;
+
+use crate::notice;
+
+/// The name of the notice with the recovery key, and of the pipe for its confirmation.
+const NOTICE: &str = "recovery-key";
+/// Bytes of an answer.
+const ANSWER_BYTES_MAX: u64 = 1024;
+/// What enrols keys for an encrypted partition.
+const ENROL: &str = "/usr/bin/systemd-cryptenroll";
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Make a recovery key for the data partition, unless somebody confirmed that they have one.
+    RecoveryKey {
+        /// The encrypted partition.
+        #[arg(long, value_name = "DEVICE")]
+        device: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Have somebody type the recovery key, and seal the data partition to the TPM as it is now.
+    Recover {
+        /// The encrypted partition.
+        #[arg(long, value_name = "DEVICE")]
+        device: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Wait until somebody confirms that the recovery key is written down.
+    ConfirmRecoveryKey {
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Place {
+    /// The folder with the notices for the console.
+    #[arg(long, value_name = "FOLDER", default_value = "/run/sallyport-state")]
+    state: PathBuf,
+    /// The file that says that a recovery key was written down.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/lib/sallyport-settings/recovery-key-confirmed"
+    )]
+    confirmed: PathBuf,
+}
+
+impl Command {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::RecoveryKey { device, place } => place.enrol(&device),
+            Self::ConfirmRecoveryKey { place } => place.confirm(),
+            Self::Recover { device, place } => place.recover(&device),
+        }
+    }
+}
+
+impl Place {
+    /// Each start makes another key until one is confirmed: nobody knows whether an earlier one was ever seen.
+    fn enrol(&self, device: &Path) -> anyhow::Result<()> {
+        if self.confirmed.exists() {
+            return Ok(());
+        }
+        let options = ["--unlock-tpm2-device=auto", "--wipe-slot=recovery", "--recovery-key"];
+        let made = Process::new(ENROL)
+            .args(options)
+            .arg(device)
+            .output()
+            .with_context(|| format!("cannot start {ENROL}"))?;
+        ensure!(
+            made.status.success(),
+            "no recovery key: {}",
+            String::from_utf8_lossy(&made.stderr).trim()
+        );
+        let key = String::from_utf8(made.stdout).context("the recovery key is not text")?;
+        self.publish(key.trim(), "")
+    }
+
+    fn confirm(&self) -> anyhow::Result<()> {
+        let notice = self.notice();
+        if self.confirmed.exists() || !notice.exists() {
+            return Ok(());
+        }
+        let told: serde_json::Value =
+            serde_json::from_slice(&fs::read(&notice).context("cannot read the recovery key")?)?;
+        let key = told
+            .pointer("/lines/0")
+            .and_then(|line| line.as_str())
+            .context("there is no recovery key")?
+            .to_owned();
+        let pipe = self.pipe()?;
+        loop {
+            if confirms(&answer(&pipe)?, &key) {
+                break;
+            }
+            self.publish(&key, "That was not its last group.")?;
+        }
+        fs::write(&self.confirmed, "").context("cannot remember the confirmation")?;
+        File::open(&self.confirmed)
+            .and_then(|file| file.sync_all())
+            .context("cannot remember the confirmation")?;
+        fs::remove_file(notice).context("cannot take the recovery key off the console")
+    }
+
+    fn recover(&self, device: &Path) -> anyhow::Result<()> {
+        let pipe = self.pipe()?;
+        let mut remark = String::new();
+        loop {
+            self.tell(&json!({
+                "title": "Recovery",
+                "lines": [remark],
+                "ask": "Recovery key, with its dashes (nothing changes if it is wrong):",
+            }))?;
+            match reseal(device, answer(&pipe)?.trim(), &self.state.join("recovery-key.typed")) {
+                Ok(()) => return Ok(()),
+                Err(error) => remark = format!("{error:#}"),
+            }
+        }
+    }
+
+    /// Puts the key onto the console, which is the only place that it is ever written to in the clear.
+    fn publish(&self, key: &str, remark: &str) -> anyhow::Result<()> {
+        self.tell(&json!({
+            "title": "RECOVERY KEY: write it down and lock it away. It opens the data of this box when its TPM does not, and is shown only now.",
+            "lines": [key, remark],
+            "ask": "When it is written down, type its last group of eight letters:",
+        }))
+    }
+
+    fn tell(&self, notice: &serde_json::Value) -> anyhow::Result<()> {
+        let path = self.notice();
+        let new = path.with_extension("new");
+        write_secret(&new, &notice.to_string(), 0o640)?;
+        fs::rename(&new, &path).context("cannot write the notice")
+    }
+
+    fn pipe(&self) -> anyhow::Result<PathBuf> {
+        let folder = self.state.join(notice::ANSWERS);
+        fs::create_dir_all(&folder).context("cannot make the folder for answers")?;
+        let pipe = folder.join(NOTICE);
+        if !pipe.exists() {
+            // The group of this process is that of the console.
+            mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)
+                .context("cannot make the pipe for the answer")?;
+        }
+        fs::set_permissions(&pipe, fs::Permissions::from_mode(0o620))
+            .context("cannot give the pipe to the console")?;
+        Ok(pipe)
+    }
+
+    fn notice(&self) -> PathBuf {
+        self.state.join(format!("{NOTICE}.json"))
+    }
+}
+
+/// The next line that somebody types for a pipe. Opening it waits for them, and they are gone afterwards.
+fn answer(pipe: &Path) -> anyhow::Result<String> {
+    let mut line = String::new();
+    let open = File::open(pipe).context("cannot wait for an answer")?;
+    BufReader::new(open.take(ANSWER_BYTES_MAX))
+        .read_line(&mut line)
+        .context("cannot read the answer")?;
+    Ok(line)
+}
+
+/// Seals a partition to the TPM as it is now, in place of how it was sealed. The key is for that moment in a file, in memory.
+fn reseal(device: &Path, key: &str, typed: &Path) -> anyhow::Result<()> {
+    write_secret(typed, key, 0o600)?;
+    let made = Process::new(ENROL)
+        .arg(format!("--unlock-key-file={}", typed.display()))
+        .args([
+            "--wipe-slot=tpm2",
+            "--tpm2-device=auto",
+            "--tpm2-pcrs=7",
+            "--tpm2-public-key-pcrs=11",
+        ])
+        .arg(device)
+        .output();
+    fs::remove_file(typed).context("cannot remove the typed key from memory")?;
+    let made = made.with_context(|| format!("cannot start {ENROL}"))?;
+    ensure!(
+        made.status.success(),
+        "that did not open it: {}",
+        String::from_utf8_lossy(&made.stderr).trim()
+    );
+    Ok(())
+}
+
+fn write_secret(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+    let _ = fs::remove_file(path);
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .context("cannot write the notice")?;
+    file.write_all(text.as_bytes()).context("cannot write the notice")
+}
+
+/// Whether a typed line is the last group of a recovery key.
+fn confirms(line: &str, key: &str) -> bool {
+    key.rsplit('-')
+        .next()
+        .is_some_and(|last| !last.is_empty() && line.trim().eq_ignore_ascii_case(last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_group_confirms() {
+        let key = "trunchkd-bbkbdctn-gtbkgjik";
+        for line in ["gtbkgjik\n", " GTBKGJIK "] {
+            assert!(confirms(line, key), "{line:?}");
+        }
+        for line in ["", "\n", "bbkbdctn", key] {
+            assert!(!confirms(line, key), "{line:?}");
+        }
+        assert!(!confirms("", "") && !confirms("\n", "abc-"));
+    }
+
+    #[test]
+    fn a_confirmed_key_leaves_the_console() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().to_owned();
+        let place = || Place { state: state.clone(), confirmed: state.join("confirmed") };
+        place().publish("aaaaaaaa-bbbbbbbb", "").unwrap();
+        let notices = notice::all(&state);
+        assert_eq!(notices[0].lines[0], "aaaaaaaa-bbbbbbbb");
+        place().pipe().unwrap();
+        let waiting = std::thread::spawn({
+            let place = place();
+            move || place.confirm()
+        });
+        for typed in ["aaaaaaaa", "bbbbbbbb"] {
+            // The pipe takes an answer as soon as somebody waits for one.
+            while notice::answer(&state, NOTICE, typed).is_err() {
+                std::thread::yield_now();
+            }
+            // The next one opens the pipe anew only after the wrong answer was told.
+            while typed == "aaaaaaaa" && notice::all(&state)[0].lines[1].is_empty() {
+                std::thread::yield_now();
+            }
+        }
+        waiting.join().unwrap().unwrap();
+        assert!(place().confirmed.exists() && !place().notice().exists());
+    }
+}

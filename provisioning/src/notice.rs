@@ -1,0 +1,152 @@
+//! Notices: small JSON files by which the services of a machine tell the person at its console what happened, and ask.
+//!
+//! The folder is that of the running system (`/run/sallyport-state`): it is empty after a start. A notice is a JSON object; `title`, `lines` (a list of
+//! texts) and `ask` (a question) are shown as such, every other field of the object as a name with its value. The answer to a question goes, as one
+//! line, into the named pipe `answers/NAME`.
+
+use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path};
+
+use anyhow::Context as _;
+use nix::fcntl::OFlag;
+use serde_json::{Map, Value};
+
+use crate::files;
+
+/// Bytes of a notice.
+const NOTICE_BYTES_MAX: usize = 64 * 1024;
+/// Notices that are shown; further ones are left out.
+const NOTICES_MAX: usize = 16;
+/// Characters of one value of a notice.
+const VALUE_CHARS_MAX: usize = 400;
+/// The folder of the pipes for answers, below that of the notices.
+pub(crate) const ANSWERS: &str = "answers";
+
+/// What a service tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Notice {
+    /// The name of its file, without `.json`.
+    pub(crate) name: String,
+    /// What it is about.
+    pub(crate) title: String,
+    /// What it says.
+    pub(crate) lines: Vec<String>,
+    /// What it wants to know.
+    pub(crate) ask: Option<String>,
+}
+
+/// The notices of a folder, by name. What cannot be read is told as such: a person should see that something is wrong.
+pub(crate) fn all(folder: &Path) -> Vec<Notice> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    paths.sort();
+    paths.truncate(NOTICES_MAX);
+    paths.iter().filter_map(|path| one(path)).collect()
+}
+
+/// Answers the question of a notice.
+pub(crate) fn answer(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let path = folder.join(ANSWERS).join(name);
+    // Without somebody who listens there is nobody to answer to: this must not wait for one.
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW).bits();
+    let mut pipe = fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(flags)
+        .open(&path)
+        .context("nobody waits for this answer any more")?;
+    pipe.write_all(format!("{text}\n").as_bytes()).context("the answer was not taken")
+}
+
+fn one(path: &Path) -> Option<Notice> {
+    let name = path.file_stem()?.to_string_lossy().into_owned();
+    let bytes = match files::read(path, NOTICE_BYTES_MAX) {
+        Ok(bytes) => bytes,
+        // It was withdrawn, or is not for this reader.
+        Err(_) => return None,
+    };
+    let Ok(Value::Object(mut fields)) = serde_json::from_slice(&bytes) else {
+        let lines = vec!["its notice cannot be read".to_owned()];
+        return Some(Notice { title: name.clone(), name, lines, ask: None });
+    };
+    let title = take_text(&mut fields, "title").unwrap_or_else(|| name.clone());
+    let ask = take_text(&mut fields, "ask");
+    let mut lines = match fields.remove("lines") {
+        Some(Value::Array(lines)) => lines.iter().map(text).collect(),
+        Some(other) => vec![text(&other)],
+        None => Vec::new(),
+    };
+    lines.extend(fields.iter().map(|(key, value)| format!("{}: {}", printable(key), text(value))));
+    Some(Notice { name, title, lines, ask })
+}
+
+fn take_text(fields: &mut Map<String, Value>, key: &str) -> Option<String> {
+    match fields.remove(key)? {
+        Value::Null => None,
+        value => Some(text(&value)),
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => printable(text),
+        other => printable(&other.to_string()),
+    }
+}
+
+/// One line without control characters: what a service repeats may be from a stick, and a terminal obeys what it shows.
+pub(crate) fn printable(text: &str) -> String {
+    let shown = text.chars().map(|char| if char.is_control() { ' ' } else { char });
+    shown.take(VALUE_CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn notices(files: &[(&str, &str)]) -> Vec<Notice> {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        all(folder.path())
+    }
+
+    #[test]
+    fn notices_are_read_by_name() {
+        let found = notices(&[
+            ("b.json", r#"{"title":"Update","lines":["written"],"ask":"Restart?"}"#),
+            ("a.json", r#"{"state":"working","percent":30}"#),
+            ("c.txt", "{}"),
+        ]);
+        let names: Vec<_> = found.iter().map(|notice| notice.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(found[0].title, "a");
+        assert_eq!(found[0].lines, ["percent: 30", "state: working"]);
+        assert_eq!(found[1].ask.as_deref(), Some("Restart?"));
+        assert_eq!(found[1].lines, ["written"]);
+    }
+
+    #[test]
+    fn what_is_no_notice_is_told() {
+        for text in ["", "[]", "{", "\"text\""] {
+            let found = notices(&[("stick.json", text)]);
+            assert_eq!(found[0].lines, ["its notice cannot be read"], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_terminal_is_given_no_orders() {
+        let found = notices(&[("stick.json", r#"{"lines":["a\u001b[2Jb\nc"]}"#)]);
+        assert_eq!(found[0].lines, ["a [2Jb c"]);
+    }
+
+    #[test]
+    fn an_answer_without_a_listener_does_not_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let answers = folder.path().join(ANSWERS);
+        fs::create_dir(&answers).unwrap();
+        nix::unistd::mkfifo(&answers.join("key"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(answer(folder.path(), "key", "yes").is_err());
+        assert!(answer(folder.path(), "other", "yes").is_err());
+    }
+}
