@@ -95,19 +95,19 @@ class Assembly:
 
     def _make_root(self) -> None:
         allowed = Allowed([self.packages], self.root)
-        allowed.add(names(IMAGE / "root/files.list"))
-        allowed.overlay(IMAGE / "root/overlay")
+        allowed.add(names(IMAGE / "system/files.list"))
+        allowed.overlay(IMAGE / "system/overlay")
         for program in ("sallyport", "sallyctl"):
             stripped = self.work / program
             subprocess.run(["strip", "-o", stripped, BINARIES / program], check=True)
             allowed.place(stripped, f"usr/bin/{program}", 0o755)
-        allowed.wants(IMAGE / "root/wants.list")
+        allowed.wants(IMAGE / "system/wants.list")
         self._release(self.root)
         (self.root / "etc/os-release").symlink_to("../usr/lib/os-release")
         for name, mode in FOLDERS.items():
             (self.root / name).mkdir(exist_ok=True)
             (self.root / name).chmod(mode)
-        count = self._modules(self.root, "root")
+        count = self._modules(self.root, "system")
         self._finish(self.root)
         checks.root(self.root)
         report.say(f"root: {_bytes_of(self.root) >> 20} MiB, {count} kernel modules")
