@@ -31,6 +31,7 @@ mod locked;
 mod oaep;
 mod pkcs11;
 mod private_file;
+pub mod sandbox;
 pub mod seal;
 mod secret;
 mod settings;

@@ -17,10 +17,11 @@ const OUR_RULE: &[(&str, &[&str])] = &[
     ("sallyport-hsm", &["sallyport-core", "sallyport-hsm-faults"]),
     ("sallyport-hsm-faults", &[]),
     ("sallyport", &["sallyport-core", "sallyport-store", "sallyport-hsm"]),
-    ("sallyport-provisioning", &["sallyport-core", "sallyport-hsm"]),
+    ("sallyport-provisioning", &["sallyport-core", "sallyport-hsm", "sallyport-volume"]),
+    ("sallyport-volume", &[]),
     // Its tests run binaries; its bench compares the backend of tokens with a bare loop.
     ("sallyport-e2e", &["sallyport-core", "sallyport-hsm", "sallyport-hsm-faults"]),
-    ("sallyport-fuzz-targets", &["sallyport-core", "sallyport"]),
+    ("sallyport-fuzz-targets", &["sallyport-core", "sallyport", "sallyport-volume"]),
 ];
 
 /// Packages that touch the world. None of them may be under `sallyport-core`, however deep.
