@@ -36,7 +36,7 @@ run: ## Start a development enclave with Matrix over HTTPS on this machine (TOKE
 
 .PHONY: demo
 demo: ## Two enclaves without a common network hold an encrypted conversation; prints the transcript
-	@.ci/need build token clients demo
+	@.ci/need build token clients demo stick
 	$(CARGO) build --locked --workspace --bins
 	@$(BUILT) target/debug/demo
 
@@ -57,7 +57,7 @@ test: setup ## Install what the tests need, then run all tests and the demo
 
 .PHONY: setup
 setup: ## Install what the tests and the demo need
-	@.ci/need build token clients demo
+	@.ci/need build token clients demo stick
 
 .PHONY: build
 build: ## Compile everything, tests included
@@ -75,7 +75,7 @@ endif
 
 .PHONY: e2e
 e2e: ## Run the whole-system tests with real clients and a real token
-	@.ci/need build token clients demo
+	@.ci/need build token clients demo stick
 	$(CARGO) build --locked --workspace --bins
 ifeq ($(NEXTEST),yes)
 	$(BUILT) $(CARGO) nextest run --locked --profile $(NEXTEST_PROFILE) --workspace -E 'package(sallyport-e2e)'

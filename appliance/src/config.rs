@@ -27,6 +27,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Whether keys may lie in a file instead of a token. For development.
     pub allow_software_keys: bool,
+    /// Whether the box took its first provisioning document from whoever brought it. Shown for ever.
+    pub unattended: bool,
     /// Sockets for clients, peers and monitoring.
     pub listeners: Vec<Listener>,
     /// The serving certificate.
@@ -260,6 +262,8 @@ struct RawConfig {
     data_dir: PathBuf,
     #[serde(default)]
     allow_software_keys: bool,
+    #[serde(default)]
+    unattended: bool,
     #[serde(default = "default_listeners")]
     listeners: Vec<RawListener>,
     #[serde(default)]
@@ -308,6 +312,7 @@ impl RawConfig {
             admin: Admin { socket: absolute("admin.socket", self.admin.socket)? },
             token: check_token(self.token, self.allow_software_keys)?,
             allow_software_keys: self.allow_software_keys,
+            unattended: self.unattended,
             registration: self.registration,
             rooms: self.rooms.check()?,
             roster: self.roster,

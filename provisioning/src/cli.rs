@@ -9,7 +9,7 @@ use crate::{
     client::{self, Box as TheBox},
     command::{
         approve, audit, bundle, card, ceremony, certificate, clock, codes, console, hsm, machine,
-        peer, roster, status, stick, token, update,
+        peer, provision, roster, status, stick, token, update,
     },
     output::Output,
     terminal,
@@ -22,6 +22,10 @@ A first day, step by step:
   sallyctl roster make|sign       turn the personnel office's list into a signed roster
   sallyctl roster dry-run|import  see what it changes, then do it
   sallyctl codes print            print the slips with the activation codes
+
+A new box (the image asks for a stick):
+  sallyctl provision new|sign     make the document that says whose box it is, have officers sign it
+  sallyctl stick run              is what the box does with every stick
 
 When officers must approve (a policy of the enclave's card, `ceremony sign-card --help`):
   sallyctl bundle export          says how many are missing and what each of them types
@@ -82,7 +86,10 @@ enum Command {
     /// Print or renew activation codes, with which people take over their accounts.
     #[command(subcommand)]
     Codes(codes::Command),
-    /// Put files on a USB stick, or take them from one.
+    /// Make, sign and check the document that makes a machine the box of an enclave.
+    #[command(subcommand)]
+    Provision(provision::Command),
+    /// Read, apply and write USB sticks, on the box and at a desk.
     #[command(subcommand)]
     Stick(stick::Command),
     /// Make keys, and sign with the enclave root.
@@ -146,6 +153,7 @@ impl Cli {
             Command::Status => status::run(&the_box, &out),
             Command::Roster(command) => command.run(&the_box, &out),
             Command::Codes(command) => command.run(&the_box, &out),
+            Command::Provision(command) => command.run(the_box.socket(), &out),
             Command::Stick(command) => command.run(&the_box, &out),
             Command::Ceremony(command) => command.run(&out),
             Command::Hsm(command) => command.run(&the_box, &out),

@@ -66,6 +66,11 @@ impl Box {
         Self { socket, actor }
     }
 
+    /// The administration socket.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Who gives the commands.
     pub(crate) fn actor(&self) -> &str {
         &self.actor

@@ -12,6 +12,7 @@ pub(crate) mod console;
 pub(crate) mod hsm;
 pub(crate) mod machine;
 pub(crate) mod peer;
+pub(crate) mod provision;
 pub(crate) mod roster;
 pub(crate) mod signer;
 pub(crate) mod status;

@@ -7,6 +7,7 @@ mod command;
 mod files;
 mod notice;
 mod output;
+mod stick;
 mod terminal;
 mod update;
 

@@ -8,6 +8,7 @@
 pub mod desk;
 pub mod enclave;
 pub mod http;
+pub mod medium;
 pub mod narrator;
 pub mod person;
 pub mod place;

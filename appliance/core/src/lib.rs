@@ -26,6 +26,7 @@ pub mod event;
 pub mod incarnation;
 pub mod limits;
 pub mod merkle;
+pub mod provision;
 pub mod room;
 pub mod roster;
 pub mod sign;

@@ -157,6 +157,33 @@ pub const CARD_KEYS_MAX: usize = 16;
 /// Room versions on a card.
 pub const CARD_ROOM_VERSIONS_MAX: usize = 32;
 
+// --- Sticks and what provisions a box (`provision`) ---
+
+/// Bytes of a provisioning document.
+pub const STICK_PROVISION_BYTES_MAX: usize = 64 * 1024;
+/// Addresses and ports that a box is told to serve.
+pub const PROVISION_LISTENERS_MAX: usize = 8;
+/// Names of a box, and servers of one kind in its network.
+pub const PROVISION_NAMES_MAX: usize = 32;
+/// Officers of an enclave.
+pub const PROVISION_OFFICERS_MAX: usize = 64;
+/// Bytes of an order for what goes onto a stick.
+pub const STICK_ORDER_BYTES_MAX: usize = 16 * 1024;
+/// Days for which an order about people may be given ahead.
+pub const ORDER_DAYS_MAX: u32 = 31;
+/// Bytes of a new version of the box.
+pub const STICK_UPDATE_BYTES_MAX: u64 = 1 << 30;
+/// Files of one stick that are copied.
+pub const STICK_FILES_MAX: usize = 1000;
+/// Files and folders that were left alone and are named.
+pub const STICK_LEFT_SHOWN_MAX: usize = 100;
+/// Bytes of the list of what a stick brought: names have up to 255 characters.
+pub const STICK_INVENTORY_BYTES_MAX: usize = 4 << 20;
+/// Bytes that the files of one stick take in quarantine, if nothing else is said: the largest bundle and what goes with it.
+pub const STICK_BYTES_MAX: u64 = BUNDLE_BYTES_MAX + (1 << 30);
+/// Bytes of the machine's journal that go onto a stick.
+pub const STICK_JOURNAL_BYTES_MAX: u64 = 512 << 20;
+
 // --- Bundles (`bundle`) ---
 
 /// Bytes of the signed header of a bundle: two server names and a dozen short fields.

@@ -9,6 +9,7 @@ use axum::{
 use sallyport_core::{
     admin::{ErrorCode, Status, TokenReport, TokenStatus, Unlock},
     limits::ADMIN_BODY_BYTES_MAX,
+    provision::Trust,
     sign::KeyRole,
     time::Millis,
 };
@@ -29,6 +30,10 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
     let status = command::run(&app, move |app| {
         let token = token_report(app);
         let backlog = backlog(&app.store, &app.config.data_dir)?;
+        let mut warnings: Vec<_> = backlog.warnings(now).iter().map(ToString::to_string).collect();
+        if app.config.unattended {
+            warnings.push(Trust::Unattended.meaning().to_owned());
+        }
         app.store.read(|read| {
             Ok::<_, sallyport_store::Error>(Status {
                 server_name: app.config.server_name.clone(),
@@ -41,7 +46,7 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
                 certificate: app.certificates.as_ref().and_then(|tls| tls.status().ok()),
                 vault: app.vault.status(),
                 backlog,
-                warnings: backlog.warnings(now).iter().map(ToString::to_string).collect(),
+                warnings,
             })
         })
     });

@@ -12,7 +12,8 @@ use sallyport_core::{
     admin::Consent,
     digest::Sha256,
     incarnation::Incarnation,
-    limits::{CARD_BYTES_MAX, ROSTER_BYTES_MAX},
+    limits::{CARD_BYTES_MAX, ROSTER_BYTES_MAX, STICK_ORDER_BYTES_MAX},
+    provision,
     roster::signed::RosterFile,
     sign::KeyRole,
 };
@@ -90,6 +91,13 @@ pub(crate) enum Command {
         #[command(flatten)]
         officer: Officer,
     },
+    /// Approve an order for activation codes or logs on a stick.
+    Order {
+        /// The order.
+        file: PathBuf,
+        #[command(flatten)]
+        officer: Officer,
+    },
     /// Approve that an enclave's own card is installed.
     Card {
         /// The card.
@@ -161,6 +169,13 @@ impl Command {
                 );
                 officer.approve(&Consent::to_downgrade(enclave, sha256), &what, out)
             }
+            Self::Order { file, officer } => {
+                let text = files::read(&file, STICK_ORDER_BYTES_MAX)?;
+                let (order, sha256) = provision::Order::parse(&text)?;
+                ensure!(order.tells_of_people(), "this order needs no approval");
+                let what = format!("{} may do what {} says.", order.enclave, file.display());
+                officer.approve(&Consent::to_take_out(order.enclave, sha256), &what, out)
+            }
             Self::Card { file, officer } => {
                 let card = card::read(&file)?;
                 let (enclave, serial) = (&card.content().server_name, card.content().serial);
@@ -177,7 +192,12 @@ fn hash_of_card(file: &Path) -> anyhow::Result<Sha256> {
 }
 
 impl Officer {
-    fn approve(&self, consent: &Consent, what: &str, out: &Output) -> anyhow::Result<()> {
+    pub(super) fn approve(
+        &self,
+        consent: &Consent,
+        what: &str,
+        out: &Output,
+    ) -> anyhow::Result<()> {
         let signer = self.token.open(consent.enclave.clone())?;
         let (name, key) = signer.key(KeyRole::Officer, self.key.as_ref())?;
         let approval = consent

@@ -81,14 +81,8 @@ impl Command {
             }
             Self::Export { out: path } => {
                 let mut file = files::create_secret(&path)?;
-                let mut rows = 0_u64;
-                each_line(the_box, 0, |line| {
-                    rows += u64::from(matches!(line, Line::Row(_)));
-                    let mut json = serde_json::to_vec(&line).context("cannot write a row")?;
-                    json.push(b'\n');
-                    file.write_all(&json)
-                        .with_context(|| format!("cannot write {}", path.display()))
-                })?;
+                let rows = export(the_box, &mut file)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
                 file.sync_all().with_context(|| format!("cannot write {}", path.display()))?;
                 out.note(&format!("{rows} rows are in {}.", path.display()))
             }
@@ -106,6 +100,18 @@ impl Command {
             }
         }
     }
+}
+
+/// Writes the whole log to a file; answers how many rows it has.
+pub(crate) fn export(the_box: &TheBox, file: &mut File) -> anyhow::Result<u64> {
+    let mut rows = 0;
+    each_line(the_box, 0, |line| {
+        rows += u64::from(matches!(line, Line::Row(_)));
+        let mut json = serde_json::to_vec(&line).context("cannot write a row")?;
+        json.push(b'\n');
+        file.write_all(&json).context("cannot write the log")
+    })?;
+    Ok(rows)
 }
 
 /// A line of an exported log. Keys come first, and each checkpoint after the row that it is of.

@@ -89,7 +89,7 @@ impl Command {
 }
 
 /// Streams a bundle to the box.
-pub(super) fn send(
+pub(crate) fn send(
     file: &Path,
     approvals: Vec<Approval>,
     the_box: &TheBox,
@@ -99,23 +99,28 @@ pub(super) fn send(
 
 /// What a bundle says of itself; nothing of it was verified but the hash.
 #[derive(Serialize)]
-pub(super) struct Inspected {
-    pub(super) from: OwnedServerName,
-    pub(super) to: OwnedServerName,
+pub(crate) struct Inspected {
+    pub(crate) from: OwnedServerName,
+    pub(crate) to: OwnedServerName,
     pub(super) sequence: u64,
     created: Millis,
     expires: Millis,
     bytes: u64,
-    pub(super) sha256: Sha256,
+    pub(crate) sha256: Sha256,
 }
 
 impl Inspected {
-    pub(super) fn read(file: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn read(file: &Path) -> anyhow::Result<Self> {
         let Header { from, to, seq: sequence, created, expires, .. } =
             unverified_header(files::open_foreign(file)?)
                 .with_context(|| format!("{} is not a bundle", file.display()))?;
         let (sha256, bytes) = files::hash(files::open_foreign(file)?, file)?;
         Ok(Self { from, to, sequence, created, expires, bytes, sha256 })
+    }
+
+    /// What bundles are imported in the order of.
+    pub(crate) fn order(&self) -> (OwnedServerName, Millis, u64) {
+        (self.from.clone(), self.created, self.sequence)
     }
 
     fn text(&self) -> String {
@@ -130,7 +135,7 @@ impl Inspected {
 }
 
 /// What came of an import, for people.
-pub(super) fn imported_text(imported: &BundleImported) -> String {
+pub(crate) fn imported_text(imported: &BundleImported) -> String {
     let BundleImported { peer, sequence, known, report } = imported;
     if *known {
         return format!("Bundle {sequence} of {peer} was imported before; nothing changed.\n");

@@ -1,5 +1,8 @@
 //! `sallyctl stick`: files on a USB stick.
 //!
+//! On the box `read`, `apply` and `write` are the two gates of [`crate::stick`]. At a desk, where the desk's own system mounts the stick,
+//! `write`, `list` and `import` work on the folder where it is mounted:
+//!
 //! A stick holds a folder `SALLYPORT` with `ROSTER`, `CARDS` and `BUNDLES`. Names on a stick are chosen by this program
 //! from the content, and only such names are looked at: nothing that a stranger wrote there is ever used as a path.
 //! Only regular files of bounded size are read, and never through a link.
@@ -19,7 +22,7 @@ use sallyport_core::{
     bundle::{Header, unverified_header},
     card::Card,
     digest::Sha256,
-    limits::{CARD_BYTES_MAX, ROSTER_BYTES_MAX},
+    limits::{CARD_BYTES_MAX, ROSTER_BYTES_MAX, STICK_BYTES_MAX},
     roster::signed::RosterFile,
 };
 use serde::Serialize;
@@ -33,6 +36,13 @@ use crate::{
     client::Box as TheBox,
     files,
     output::{self, Output},
+    stick::{
+        apply::{self, ApplyArgs},
+        read,
+        run::{self, RunArgs},
+        state::StateFile,
+        write,
+    },
 };
 
 const FOLDER: &str = "SALLYPORT";
@@ -43,8 +53,30 @@ const NAMING_BYTES: u64 = 64 * 1024;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Put files on a stick.
+    /// Put files on a stick that is mounted; or, with --device, what lies in quarantine on one that is not.
     Write(WriteArgs),
+    /// Gate 2: judge what lies in quarantine, and have the box do what officers approved.
+    Apply(ApplyArgs),
+    /// All of it: read a stick, do what it asks for, and write to it if it has a folder SALLYPORT/OUT.
+    Run(RunArgs),
+    /// Say no more of a stick that is gone.
+    Forget {
+        /// Where the console was told of it.
+        #[arg(long, value_name = "FILE")]
+        state: PathBuf,
+    },
+    /// Gate 1: copy what is known from a stick into quarantine, without the kernel's file systems and without a network.
+    Read {
+        /// The stick: a device, or an image of one.
+        #[arg(long, value_name = "DEVICE")]
+        device: PathBuf,
+        /// The quarantine, a folder. It is emptied first.
+        #[arg(long, value_name = "FOLDER")]
+        quarantine: PathBuf,
+        /// How many bytes the files may have together.
+        #[arg(long, value_name = "BYTES", default_value_t = STICK_BYTES_MAX)]
+        bytes_max: u64,
+    },
     /// List what is on a stick.
     List {
         /// Where the stick is mounted.
@@ -65,7 +97,14 @@ pub(crate) enum Command {
 #[derive(Args)]
 pub(crate) struct WriteArgs {
     /// Where the stick is mounted.
-    stick: PathBuf,
+    #[arg(required_unless_present = "device")]
+    stick: Option<PathBuf>,
+    /// The stick: a device, or an image of one. It must have a folder SALLYPORT/OUT.
+    #[arg(long, requires = "from", conflicts_with_all = ["stick", "roster", "card", "bundle"])]
+    device: Option<PathBuf>,
+    /// The quarantine, of which everything in the folder `out` is written to the device.
+    #[arg(long, value_name = "FOLDER", requires = "device")]
+    from: Option<PathBuf>,
     /// A signed roster; may be given several times, like the others.
     #[arg(long, value_name = "FILE")]
     roster: Vec<PathBuf>,
@@ -80,7 +119,16 @@ pub(crate) struct WriteArgs {
 impl Command {
     pub(crate) fn run(self, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Write(args) => write(&args, out),
+            Self::Write(WriteArgs { device: Some(device), from: Some(from), .. }) => {
+                write::write(&device, &from, out)
+            }
+            Self::Write(args) => put_all(&args, out),
+            Self::Apply(args) => apply::apply(&args, the_box, out),
+            Self::Forget { state } => StateFile::new(Some(state)).forget(),
+            Self::Run(args) => run::run(&args, the_box, out),
+            Self::Read { device, quarantine, bytes_max } => {
+                read::read(&device, &quarantine, bytes_max, out)
+            }
             Self::List { stick } => {
                 let found = all(&stick)?;
                 out.show(&found, |found| table(found))
@@ -140,7 +188,14 @@ impl Kind {
     }
 }
 
-fn write(args: &WriteArgs, out: &Output) -> anyhow::Result<()> {
+/// The name of a bundle on sticks.
+pub(crate) fn bundle_name(path: &Path) -> anyhow::Result<String> {
+    let mut file = files::open_foreign(path)?;
+    Kind::Bundle.name_of(&mut file).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn put_all(args: &WriteArgs, out: &Output) -> anyhow::Result<()> {
+    let stick = args.stick.as_deref().context("no stick is named")?;
     let wanted =
         [(Kind::Roster, &args.roster), (Kind::Card, &args.card), (Kind::Bundle, &args.bundle)];
     ensure!(
@@ -149,7 +204,7 @@ fn write(args: &WriteArgs, out: &Output) -> anyhow::Result<()> {
     );
     for (kind, paths) in wanted {
         for path in paths {
-            let name = put(&args.stick, kind, path)?;
+            let name = put(stick, kind, path)?;
             out.note(&format!("{} is on the stick as {name}", path.display()))?;
         }
     }

@@ -47,8 +47,9 @@ pub struct Consent {
 pub struct Approval(String);
 
 /// The officers who approved a command.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Approvers(BTreeSet<KeyId>);
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Approvers(#[n(0)] BTreeSet<KeyId>);
 
 /// Why a command is not approved.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +137,10 @@ impl Consent {
     pub const IMPORT: &str = "bundle.import";
     /// Pairing with an enclave.
     pub const PAIR: &str = "peer.add";
+    /// Provisioning a box, or changing how it is provisioned.
+    pub const PROVISION: &str = "box.provision";
+    /// Writing what the box knows of people onto a stick.
+    pub const TAKE_OUT: &str = "box.take-out";
     /// Installing the enclave's own card.
     pub const INSTALL_CARD: &str = "card.install";
 
@@ -192,6 +197,18 @@ impl Consent {
     #[must_use]
     pub fn to_pairing(enclave: OwnedServerName, card: Sha256) -> Self {
         Self { enclave, action: Self::PAIR.to_owned(), subject: card }
+    }
+
+    /// To a provisioning document; `document` is the hash of the file.
+    #[must_use]
+    pub fn to_provision(enclave: OwnedServerName, document: Sha256) -> Self {
+        Self { enclave, action: Self::PROVISION.to_owned(), subject: document }
+    }
+
+    /// To an order for activation codes or logs on a stick; `order` is the hash of the file.
+    #[must_use]
+    pub fn to_take_out(enclave: OwnedServerName, order: Sha256) -> Self {
+        Self { enclave, action: Self::TAKE_OUT.to_owned(), subject: order }
     }
 
     /// To installing the enclave's own card; `card` is the hash of the file.

@@ -217,9 +217,18 @@ fn link(bytes: &mut Vec<u8>, next: Option<u32>) {
     bytes[at..at + 4].copy_from_slice(&next.unwrap_or(first).to_le_bytes());
 }
 
-fn boot(bytes: &mut Vec<u8>, at: usize, value: &[u8]) {
+/// Changes the boot sector, and makes the sum of the boot region right again.
+fn boot(bytes: &mut [u8], at: usize, value: &[u8]) {
+    let sector = 1_usize << bytes[108];
     bytes[at..at + value.len()].copy_from_slice(value);
-    ExFat::new(bytes).sum_up();
+    let mut sum = 0_u32;
+    for (at, byte) in bytes[..11 * sector].iter().enumerate() {
+        if ![106, 107, 112].contains(&at) {
+            sum = sum.rotate_right(1).wrapping_add(u32::from(*byte));
+        }
+    }
+    let place = &mut bytes[11 * sector..12 * sector];
+    place.chunks_mut(4).for_each(|c| c.copy_from_slice(&sum.to_le_bytes()));
 }
 
 /// Sets bytes of the set of entries.

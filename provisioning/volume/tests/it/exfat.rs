@@ -3,7 +3,6 @@
 /// An image of exFAT as `mkfs.exfat` made it.
 pub(crate) struct ExFat<'i> {
     image: &'i mut Vec<u8>,
-    sector: usize,
     cluster: usize,
     table: usize,
     heap: usize,
@@ -25,7 +24,7 @@ impl<'i> ExFat<'i> {
         let of = |at| number(at) as usize * sector;
         let (cluster, table, heap) = (sector << image[109], of(80), of(88));
         let clusters = number(92);
-        Self { image, sector, cluster, table, heap, clusters }
+        Self { image, cluster, table, heap, clusters }
     }
 
     pub(crate) fn root(&self) -> u32 {
@@ -56,18 +55,6 @@ impl<'i> ExFat<'i> {
     /// Where the entry of a cluster stands in the table.
     pub(crate) fn entry(&self, cluster: u32) -> usize {
         self.table + cluster as usize * 4
-    }
-
-    /// Makes the sum of the boot region right again.
-    pub(crate) fn sum_up(&mut self) {
-        let mut sum = 0_u32;
-        for (at, byte) in self.image[..11 * self.sector].iter().enumerate() {
-            if ![106, 107, 112].contains(&at) {
-                sum = sum.rotate_right(1).wrapping_add(u32::from(*byte));
-            }
-        }
-        let place = 11 * self.sector..12 * self.sector;
-        self.image[place].chunks_mut(4).for_each(|c| c.copy_from_slice(&sum.to_le_bytes()));
     }
 
     /// Takes free clusters in the bitmap, which is the first entry of type 0x81 in the root.

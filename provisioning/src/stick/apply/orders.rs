@@ -1,0 +1,206 @@
+//! Orders for what goes onto the stick.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, ensure};
+use sallyport_core::{
+    admin::{Approval, CodesRequest, Consent, IssuedCode, Keys, PeerBundles, Status, path, verify},
+    digest::Sha256,
+    incarnation::Incarnation,
+    limits::{STICK_JOURNAL_BYTES_MAX, STICK_ORDER_BYTES_MAX},
+    provision::{Order, Provisioned},
+};
+
+use super::{Gate, approvals::Lying, rosters::write_codes};
+use crate::{
+    command::{audit, stick},
+    files,
+    stick::{Folder, inventory::Brought, state::Report},
+};
+
+impl Gate<'_> {
+    pub(super) fn orders(&self, record: &Provisioned, status: &Status, report: &mut Report) {
+        let lying = self.lying(Folder::Out, report);
+        let mut things = Vec::new();
+        for file in self.inventory.of(Folder::Out, "order") {
+            let parse = || {
+                let text = self.content(file, STICK_ORDER_BYTES_MAX)?;
+                Ok::<_, anyhow::Error>(Order::parse(&text)?)
+            };
+            match parse() {
+                Ok((order, _)) if order.enclave != status.server_name => {
+                    report.done(format!(
+                        "{}: left alone, it is for {}",
+                        file.shown(),
+                        order.enclave
+                    ));
+                }
+                Ok((order, sha256)) => {
+                    for peer in &order.export {
+                        let came = self.export(status, peer.as_str(), &lying, &mut things);
+                        report.note(&file.shown(), came);
+                    }
+                    self.public(file, &order, report);
+                    if order.tells_of_people() {
+                        let wanted = Consent::to_take_out(order.enclave.clone(), sha256);
+                        let approvals = lying.for_this(&wanted);
+                        things.push(wanted.clone());
+                        let came = self.people(record, status, &order, &wanted, &approvals, sha256);
+                        report.note(&file.shown(), came);
+                    }
+                }
+                Err(why) => report.refused(&file.shown(), &why),
+            }
+        }
+        lying.tell_of_others(&things, report);
+    }
+
+    /// A bundle for a peer, with the approvals that lie there for just its number.
+    fn export(
+        &self,
+        status: &Status,
+        peer: &str,
+        lying: &Lying,
+        things: &mut Vec<Consent>,
+    ) -> anyhow::Result<Vec<String>> {
+        let folder = self.outgoing(Folder::Bundles)?;
+        let peers: Vec<PeerBundles> = self.the_box.ask(path::BUNDLES)?;
+        let exported = peers.iter().find(|known| known.peer == peer);
+        let exported = exported.with_context(|| format!("{peer} is not a peer of this box"))?;
+        let keys: Keys = self.the_box.ask(path::KEYS)?;
+        let incarnation: Incarnation = keys.incarnation.parse()?;
+        let number = exported.exported.saturating_add(1);
+        let enclave = status.server_name.clone();
+        let wanted = Consent::to_export(enclave, incarnation, &exported.peer, number);
+        let approvals = lying.for_this(&wanted);
+        things.push(wanted);
+        let part = folder.join("unfinished");
+        let mut bundle = files::create_secret(&part)?;
+        let uri = format!("{}?peer={peer}", path::BUNDLES_EXPORT);
+        let made = self.the_box.command_fetch(&uri, approvals, &mut bundle);
+        if made.is_err() {
+            fs::remove_file(&part).context("cannot remove the unfinished bundle")?;
+        }
+        let bytes = made?;
+        bundle.sync_all().context("cannot write the bundle")?;
+        let name = stick::bundle_name(&part)?;
+        fs::rename(&part, folder.join(&name)).context("cannot write the bundle")?;
+        Ok(vec![format!("BUNDLES/{name}: bundle {number} for {peer}, {bytes} bytes")])
+    }
+
+    /// What anybody may have: public keys, signed by nobody or by ourselves.
+    fn public(&self, file: &Brought, order: &Order, report: &mut Report) {
+        let card_request = (order.card_request, path::CARD_REQUEST, "card.request");
+        for (wanted, uri, name) in [(order.card, path::CARD, "own.snc"), card_request] {
+            if wanted {
+                let fetch = || self.take(name, |out| self.the_box.fetch(uri, out).map(drop));
+                report.note(&file.shown(), fetch());
+            }
+        }
+        if order.certificate_request {
+            let uri = format!("{}?of=ca", path::CERTIFICATE_REQUEST);
+            let fetch = || {
+                self.take("ca-request.pem", |out| {
+                    self.the_box.command_fetch(&uri, vec![], out).map(drop)
+                })
+            };
+            report.note(&file.shown(), fetch());
+        }
+    }
+
+    /// What tells of people, or lets in whoever has it: an officer approved the order, and its day has not passed.
+    fn people(
+        &self,
+        record: &Provisioned,
+        status: &Status,
+        order: &Order,
+        wanted: &Consent,
+        approvals: &[Approval],
+        sha256: Sha256,
+    ) -> anyhow::Result<Vec<String>> {
+        let officers = &record.document().officers.trusted_keys;
+        verify(approvals, officers, None, wanted)?.require(
+            1,
+            || format!("the order {sha256}"),
+            || "sallyctl approve order FILE --token TOKEN --out APPROVAL".to_owned(),
+        )?;
+        ensure!(order.is_timely(status.now), "its last day has passed, or is too far away");
+        let mut lines = Vec::new();
+        if order.codes {
+            // The old codes end with the new ones: first see that there is a place for these.
+            self.outgoing(Folder::Out)?;
+            let wish = CodesRequest { localparts: vec![], all_waiting: true };
+            lines.extend(self.take("codes-new.json", |out| {
+                let issued: Vec<IssuedCode> =
+                    self.the_box.command(path::ACTIVATION_CODES, &wish)?;
+                write_codes(out, &issued)
+            })?);
+        }
+        if order.audit {
+            lines.extend(
+                self.take("audit.jsonl", |out| audit::export(self.the_box, out).map(drop))?,
+            );
+        }
+        if order.journal {
+            lines.extend(self.journal()?);
+        }
+        Ok(lines)
+    }
+
+    /// The journal as it lies on the disk, the newest files first, as many as there is room for.
+    fn journal(&self) -> anyhow::Result<Vec<String>> {
+        let mut found = journals(&self.args.journal).context("the journal cannot be listed")?;
+        found.sort_by_key(|(_, changed, _)| std::cmp::Reverse(*changed));
+        let (mut left, mut lines) = (STICK_JOURNAL_BYTES_MAX, Vec::new());
+        for (number, (path, _, bytes)) in (1..).zip(found) {
+            let Some(rest) = left.checked_sub(bytes) else { break };
+            left = rest;
+            lines.extend(self.take(&format!("journal-{number:03}.journal"), |out| {
+                let mut source = files::open_foreign(&path)?;
+                io::copy(&mut source, out).context("cannot copy the journal")?;
+                Ok(())
+            })?);
+        }
+        ensure!(!lines.is_empty(), "there is no journal");
+        Ok(lines)
+    }
+
+    /// A file for the stick.
+    fn take(
+        &self,
+        name: &str,
+        fill: impl FnOnce(&mut File) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Vec<String>> {
+        let path = self.outgoing(Folder::Out)?.join(name);
+        let mut file = files::create_secret(&path)?;
+        if let Err(why) = fill(&mut file) {
+            fs::remove_file(&path).context("cannot remove an unfinished file")?;
+            return Err(why);
+        }
+        file.flush().and_then(|()| file.sync_all()).context("cannot write to the quarantine")?;
+        Ok(vec![format!("OUT/{name}")])
+    }
+}
+
+/// All files of the journal, with when they were changed and their sizes.
+fn journals(folder: &Path) -> io::Result<Vec<(PathBuf, std::time::SystemTime, u64)>> {
+    let mut found = Vec::new();
+    for machine in fs::read_dir(folder)? {
+        let machine = machine?;
+        if !machine.file_type()?.is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(machine.path())? {
+            let file = file?;
+            let (path, metadata) = (file.path(), file.metadata()?);
+            if metadata.is_file() && path.extension().is_some_and(|e| e == "journal") {
+                found.push((path, metadata.modified()?, metadata.len()));
+            }
+        }
+    }
+    Ok(found)
+}
