@@ -478,3 +478,52 @@ fn what_tells_of_people_needs_an_officer_and_a_day() -> Result<()> {
     desk.sallyctl(&["audit", "verify", "--file", "audit.jsonl"])?;
     Ok(())
 }
+
+/// The question is a notice, the answer comes through a pipe, and a keyboard is let in meanwhile.
+#[test]
+fn somebody_types_the_code_at_the_console() -> Result<()> {
+    if !medium::can_be_made() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let fresh = Fresh::new(folder.path())?;
+    let code = fresh.document("box", 1, "")?;
+    let desk = fresh.enclave.desk().clone();
+    let stick = Medium::fat32(&folder.path().join("stick"), &["PROVISION"])?;
+    for file in ["box.toml", "box.approval"] {
+        stick.put(&desk.path(file), "PROVISION", file)?;
+    }
+    let arguments = fresh.arguments(&stick, &["--ask"])?;
+    let visit = desk.start_sallyctl(&strs(&arguments))?;
+    let state = fresh.enclave.plan().folder.join("state");
+    for (typed, lines) in [("0000 0000 0000 0000", 0), (code.as_str(), 1)] {
+        let asked = |notice: &Value| {
+            let remarks = notice["lines"].as_array().into_iter().flatten();
+            let wrong = remarks
+                .filter(|line| line.as_str() == Some("That was not the code of this document."));
+            notice["ask"].is_string() && wrong.count() == lines
+        };
+        let deadline = Instant::now() + STUCK_AFTER;
+        while !fresh.state().is_ok_and(|notice| asked(&notice)) {
+            ensure!(Instant::now() < deadline, "nobody was asked");
+            sleep(LOOK_EVERY);
+        }
+        ensure!(state.join("keyboard-wanted").exists(), "no keyboard is let in");
+        ensure!(
+            !fs::read_to_string(state.join("stick.json"))?.contains(&code),
+            "it tells the code"
+        );
+        fs::write(state.join("answers/stick"), format!("{typed}\n"))?;
+    }
+    let ended = visit.wait_with_output()?;
+    ensure!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    ensure!(!state.join("keyboard-wanted").exists(), "the keyboard stays");
+    desk.sallyctl(&[
+        "stick",
+        "forget",
+        "--state",
+        &state.join("stick.json").display().to_string(),
+    ])?;
+    ensure!(!state.join("stick.json").exists());
+    Ok(())
+}

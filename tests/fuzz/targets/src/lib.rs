@@ -8,16 +8,18 @@ mod request;
 
 use ruma::{ServerName, server_name, signatures::PublicKeySet};
 use sallyport_core::{
-    admin::{Approval, verify},
+    admin::{Approval, Approvers, verify},
     bundle::{Gate, Header, Kind, Manifest, Record, Sealed},
     card::{Card, Proposed},
     event::{KeyDocument, KeyLookup, KeySource, Pdu},
+    provision::{self, Document, Order, Provisioned, Trust},
     room,
     roster::{self, Head, Mode, Roster},
     sign::{KeyRole, Policy, SigningRequest},
     time::Millis,
     update::{self, entry, uki},
 };
+use sallyport_volume::{Volume, Writer};
 
 pub use self::request::request;
 
@@ -56,6 +58,57 @@ pub fn record(bytes: &[u8]) {
     let mut again = Vec::new();
     record.append_to(&mut again).expect("what was read can be written");
     assert_eq!(body, again, "a record has one encoding");
+}
+
+/// A stick of a stranger: whatever can be listed is listed and read, and a file is put onto what can be written.
+pub fn volume(bytes: &[u8]) {
+    const DEPTH_MAX: usize = 4;
+    let Ok(mut volume) = Volume::find(bytes.to_vec(), "SALLYPORT") else { return };
+    let mut folders = vec![(None, 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        for entry in volume.list(folder.as_ref()).unwrap_or_default() {
+            let mut length = 0;
+            let read = volume.read(&entry, &mut |piece| {
+                length += piece.len() as u64;
+                Ok(())
+            });
+            assert!(length <= bytes.len() as u64, "more was read than there is");
+            assert!(read.is_err() || length == entry.bytes, "a file is as long as it says");
+            if entry.is_folder && depth < DEPTH_MAX {
+                folders.push((Some(entry), depth + 1));
+            }
+        }
+    }
+    let Ok(mut writer) = Writer::new(volume) else { return };
+    let content = b"what the box says";
+    let path = ["SALLYPORT", "RESULT"];
+    let put = writer.put(&path, "RESULT-001.txt", content.len() as u64, &mut content.as_slice());
+    let Ok(disk) = writer.finish() else { return };
+    assert_eq!(disk.len(), bytes.len());
+    if put.is_ok() {
+        assert!(
+            disk.windows(content.len()).any(|place| place == content),
+            "written, and not there"
+        );
+    }
+}
+
+/// A provisioning document, an order for a stick, or what a box remembers of either.
+pub fn provision(bytes: &[u8]) {
+    if let Ok((document, sha256)) = Document::parse(bytes) {
+        assert!(provision::first(&document, sha256, &[]).is_err(), "approved by nobody");
+        let record = Provisioned::begin(bytes, Approvers::default(), Trust::Unattended, NOW);
+        let record = record.expect("what was parsed is parsed again");
+        assert_eq!(record.admit(&document, sha256, &[]).ok(), Some(None), "it is in force");
+        let again = record.encode().map(|bytes| Provisioned::decode(&bytes).ok());
+        assert_eq!(again.expect("what was made can be written"), Some(record));
+    }
+    if let Ok((order, _)) = Order::parse(bytes) {
+        assert!(!order.tells_of_people() || order.until.is_some());
+    }
+    if let Ok(record) = Provisioned::decode(bytes) {
+        assert_eq!(record.encode().ok().as_deref(), Some(bytes), "a record has one encoding");
+    }
 }
 
 /// A pairing card.

@@ -38,12 +38,14 @@ smoke!(
     key_document,
     manifest,
     pdu,
+    provision,
     record,
     request,
     roster_csv,
     roster_file,
     roster_scim,
-    update
+    update,
+    volume,
 );
 
 fn run(name: &str, target: fn(&[u8])) {
