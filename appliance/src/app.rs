@@ -34,6 +34,7 @@ use crate::{
     shutdown::Shutdown,
     telemetry::{metrics::Metrics, token::Measured},
     tls::{self, Certificates},
+    trial::{self, Boot, Start},
     vault::{self, Vault},
 };
 
@@ -61,6 +62,8 @@ pub struct App {
     pub presences: Presences,
     /// The files of media.
     pub files: Files,
+    /// How this start came about: a system on trial, or one that had to take the database back.
+    pub start: Start,
     /// The time. Handlers read it once and pass it on.
     pub clock: fn() -> Millis,
     /// Numbers for monitoring.
@@ -137,6 +140,9 @@ pub enum Error {
     /// There is no certificate for the listeners with TLS.
     #[error("no certificate can be served")]
     Tls(#[from] tls::Error),
+    /// What a change of the system leaves of the database cannot be put right.
+    #[error(transparent)]
+    Trial(#[from] trial::Error),
     /// The operating system gave no random bytes.
     #[error("no randomness is available")]
     NoRandomness(#[source] Interrupted),
@@ -152,8 +158,22 @@ impl App {
         clock: fn() -> Millis,
         shutdown: Shutdown,
     ) -> Result<Arc<Self>, Error> {
+        Self::start(config, clock, shutdown, &Boot::default())
+    }
+
+    /// As [`Self::open`], on a machine whose boot loader counts the starts of a new system.
+    ///
+    /// # Errors
+    /// [`Error`] names the file that could not be used.
+    pub fn start(
+        config: Config,
+        clock: fn() -> Millis,
+        shutdown: Shutdown,
+        boot: &Boot,
+    ) -> Result<Arc<Self>, Error> {
         let data_dir = &config.data_dir;
         let lock = lock(data_dir)?;
+        let start = trial::prepare(data_dir, boot.is_trial()?, sallyport_store::newest_schema())?;
         let metrics = Arc::new(Metrics::new());
         let path = data_dir.join("sallyport.db");
         let token = open_token(&config, &metrics).map_err(Error::Token)?;
@@ -211,6 +231,7 @@ impl App {
             typing: Typing::starting_at(clock()),
             unread: Counts::default(),
             shutdown,
+            start,
             config,
             _lock: lock,
         }))

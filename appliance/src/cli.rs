@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     config::{Config, LogLevel},
     serve, telemetry,
+    trial::Boot,
 };
 
 /// A Matrix homeserver for networks that must never be connected.
@@ -29,6 +30,12 @@ enum Command {
         /// The configuration file.
         #[arg(long, value_name = "FILE", default_value = "/etc/sallyport/sallyport.toml")]
         config: PathBuf,
+        /// The EFI variable LoaderBootCountPath. If it says that the system is on trial, the box stays closed until it was blessed.
+        #[arg(long, value_name = "FILE", requires = "blessed")]
+        boot_count: Option<PathBuf>,
+        /// The file that `sallyctl update bless --signal` makes.
+        #[arg(long, value_name = "FILE")]
+        blessed: Option<PathBuf>,
     },
     /// Check a configuration file and print it with all defaults filled in.
     CheckConfig {
@@ -37,7 +44,11 @@ enum Command {
         config: PathBuf,
     },
     /// Print the version.
-    Version,
+    Version {
+        /// Print the schema of the database that this version makes instead.
+        #[arg(long)]
+        schema: bool,
+    },
     /// Be the process that loads the PKCS#11 module; the box starts it.
     #[command(hide = true)]
     TokenHelper {
@@ -53,7 +64,9 @@ impl Cli {
     /// What went wrong and what to do, as a chain.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Serve { config } => serve::run(Config::read(&config)?),
+            Command::Serve { config, boot_count, blessed } => {
+                serve::run(Config::read(&config)?, Boot { count: boot_count, blessed })
+            }
             Command::CheckConfig { config } => {
                 let config = Config::read(&config)?;
                 let text = toml::to_string(&config).context("cannot print the configuration")?;
@@ -63,7 +76,12 @@ impl Cli {
                 telemetry::log::install(LogLevel::Warn);
                 sallyport_hsm::run_helper(arguments).context("the token's process ends")
             }
-            Command::Version => print(concat!("sallyport ", env!("CARGO_PKG_VERSION"), "\n")),
+            Command::Version { schema: true } => {
+                print(&format!("{}\n", sallyport_store::newest_schema()))
+            }
+            Command::Version { schema: false } => {
+                print(concat!("sallyport ", env!("CARGO_PKG_VERSION"), "\n"))
+            }
         }
     }
 }

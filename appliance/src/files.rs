@@ -79,6 +79,11 @@ pub(crate) fn read(path: &Path, bytes_max: usize) -> io::Result<Option<Zeroizing
     Ok(Some(content))
 }
 
+/// Waits until what was made, renamed and removed in a folder is on the disk.
+pub(crate) fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
 fn sync_folder(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(folder) => File::open(folder)?.sync_all(),

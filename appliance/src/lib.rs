@@ -18,5 +18,6 @@ pub mod service;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;
+pub mod trial;
 pub mod upkeep;
 pub mod vault;

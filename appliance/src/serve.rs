@@ -1,7 +1,7 @@
 //! `sallyport serve`: the order in which a box starts and stops.
 //!
 //! Start: log, token, vault, database, sockets, then the service manager hears that the box is
-//! ready. Sockets with TLS open later if their first certificate needs a token that is not there. Stop: no new connections, long-polls return, begun requests are finished, the writer
+//! ready. A system on trial says so before the sockets, and opens them once it was blessed ([`trial`]). Sockets with TLS open later if their first certificate needs a token that is not there. Stop: no new connections, long-polls return, begun requests are finished, the writer
 //! commits what it has. A second signal ends the process at once.
 
 use std::{
@@ -21,6 +21,7 @@ use sd_notify::NotifyState;
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
+    task::spawn_blocking,
     time::{MissedTickBehavior, interval, timeout},
 };
 
@@ -33,6 +34,7 @@ use crate::{
     shutdown::{self, Trigger},
     telemetry,
     tls::Certificates,
+    trial::{self, Boot},
     upkeep,
 };
 
@@ -49,7 +51,7 @@ const DESCRIPTORS_RESERVED: u64 = 256;
 ///
 /// # Errors
 /// Whatever keeps the box from starting, with what to do about it.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(config: Config, boot: Boot) -> anyhow::Result<()> {
     telemetry::log::install(config.log.level);
     raise_descriptor_limit(config.limits.connections as u64);
     let runtime = runtime::Builder::new_multi_thread()
@@ -61,8 +63,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .build()
         .context("cannot start the worker threads")?;
     let (trigger, shutdown) = shutdown::channel();
-    let app = App::open(config, now, shutdown)?;
-    let served = runtime.block_on(serve(Arc::clone(&app), trigger));
+    let app = App::start(config, now, shutdown, &boot)?;
+    let served = runtime.block_on(serve(Arc::clone(&app), trigger, boot));
     // Calls that still run hold the app; the writer commits what it has when the last one goes.
     runtime.shutdown_timeout(LAST_CALLS);
     drop(app);
@@ -70,15 +72,38 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     served
 }
 
-async fn serve(app: Arc<App>, trigger: Trigger) -> anyhow::Result<()> {
+async fn serve(app: Arc<App>, trigger: Trigger, boot: Boot) -> anyhow::Result<()> {
     warn_about(&app.config);
+    tokio::spawn(stop_on_signal(trigger)?);
+    if app.start.on_trial {
+        let examined = Arc::clone(&app);
+        spawn_blocking(move || trial::examine(&examined))
+            .await
+            .context("the health check broke off")??;
+        tokio::spawn(feed_watchdog(Arc::clone(&app)));
+        notify(NotifyState::Ready);
+        log::info!(
+            "the new system is healthy; it stays closed until the boot loader's entry was blessed"
+        );
+        if !trial::blessed(&app, &boot).await? {
+            return Ok(());
+        }
+    }
+    open(&app).await
+}
+
+/// Opens the box, until it is to stop.
+async fn open(app: &Arc<App>) -> anyhow::Result<()> {
+    trial::settle(app)?;
     let connections =
         Connections::new(u32::try_from(app.config.limits.connections).unwrap_or(u32::MAX));
-    tokio::spawn(stop_on_signal(trigger)?);
-    tokio::spawn(upkeep::run(Arc::clone(&app)));
-    open_sockets(&app, &connections).await?;
-    tokio::spawn(signer::run(Arc::clone(&app)));
-    tokio::spawn(feed_watchdog(Arc::clone(&app)));
+    tokio::spawn(upkeep::run(Arc::clone(app)));
+    open_sockets(app, &connections).await?;
+    tokio::spawn(signer::run(Arc::clone(app)));
+    tokio::spawn(trial::remember_token(Arc::clone(app)));
+    if !app.start.on_trial {
+        tokio::spawn(feed_watchdog(Arc::clone(app)));
+    }
     notify(NotifyState::Ready);
     log::info!(server_name:% = app.config.server_name, version = env!("CARGO_PKG_VERSION"); "ready");
 

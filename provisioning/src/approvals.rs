@@ -20,6 +20,11 @@ pub(crate) struct Approvals {
 }
 
 impl Approvals {
+    /// Those in files that were found, not named.
+    pub(crate) fn of(files: Vec<PathBuf>) -> Self {
+        Self { files }
+    }
+
     /// All of them, for a command on one thing.
     pub(crate) fn read(&self) -> anyhow::Result<Vec<Approval>> {
         let approvals = self.files.iter().map(|file| {

@@ -14,3 +14,4 @@ mod sticks;
 mod tidy;
 mod tls;
 mod token;
+mod trial;

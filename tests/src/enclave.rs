@@ -264,6 +264,14 @@ impl Enclave {
     /// # Errors
     /// When the box ends instead, or is stuck; with the end of its log.
     pub fn start(&mut self) -> Result<Duration> {
+        self.start_with(&[])
+    }
+
+    /// As [`Enclave::start`], with more on the command line.
+    ///
+    /// # Errors
+    /// As [`Enclave::start`].
+    pub fn start_with(&mut self, more: &[(&str, &Path)]) -> Result<Duration> {
         ensure!(self.running.is_none(), "{} runs already", self.plan.name);
         let notices = self.plan.folder.join("notify.sock");
         if let Err(error) = fs::remove_file(&notices) {
@@ -276,6 +284,9 @@ impl Enclave {
         let mut command = self.place.command(repository::sallyport()?);
         let started = Instant::now();
         command.arg("serve").arg("--config").arg(self.plan.configuration());
+        for (option, path) in more {
+            command.arg(option).arg(path);
+        }
         command.env("NOTIFY_SOCKET", &notices);
         if let Some(softhsm) = &self.softhsm {
             command.env(SoftHsm::VARIABLE, softhsm.configuration());

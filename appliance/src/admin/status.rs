@@ -7,7 +7,7 @@ use axum::{
     extract::{Request, State},
 };
 use sallyport_core::{
-    admin::{ErrorCode, Status, TokenReport, TokenStatus, Unlock},
+    admin::{Backlog, ErrorCode, Status, TokenReport, TokenStatus, Unlock},
     limits::ADMIN_BODY_BYTES_MAX,
     provision::Trust,
     sign::KeyRole,
@@ -30,10 +30,7 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
     let status = command::run(&app, move |app| {
         let token = token_report(app);
         let backlog = backlog(&app.store, &app.config.data_dir)?;
-        let mut warnings: Vec<_> = backlog.warnings(now).iter().map(ToString::to_string).collect();
-        if app.config.unattended {
-            warnings.push(Trust::Unattended.meaning().to_owned());
-        }
+        let warnings = warnings(app, &backlog, now);
         app.store.read(|read| {
             Ok::<_, sallyport_store::Error>(Status {
                 server_name: app.config.server_name.clone(),
@@ -72,6 +69,13 @@ pub(super) async fn unlock(State(app): State<Arc<App>>, request: Request) -> Ans
         Ok(token_report(app))
     });
     status.await.map(Json)
+}
+
+fn warnings(app: &App, backlog: &Backlog, now: Millis) -> Vec<String> {
+    let rolled_back = app.start.rolled_back.iter().map(ToString::to_string);
+    let waiting = backlog.warnings(now).into_iter().map(|warning| warning.to_string());
+    let unattended = app.config.unattended.then(|| Trust::Unattended.meaning().to_owned());
+    rolled_back.chain(waiting).chain(unattended).collect()
 }
 
 fn token_report(app: &App) -> TokenReport {

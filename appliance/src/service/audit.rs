@@ -91,6 +91,20 @@ fn signed(run: &SigningRun, now: Millis) -> Entry {
     by_the_box("events.sign", run.key.clone(), details, now)
 }
 
+/// The row for a new system that was blessed.
+#[must_use]
+pub fn updated(schema_before: u32, schema: u32, now: Millis) -> Entry {
+    let details = [("schema_before", schema_before.to_string()), ("schema", schema.to_string())];
+    by_the_box("update.blessed", env!("CARGO_PKG_VERSION").to_owned(), details, now)
+}
+
+/// The row for a database that was taken back from a newer version.
+#[must_use]
+pub fn rolled_back(schema_before: u32, schema: u32, now: Millis) -> Entry {
+    let details = [("schema_before", schema_before.to_string()), ("schema", schema.to_string())];
+    by_the_box("update.rolled-back", env!("CARGO_PKG_VERSION").to_owned(), details, now)
+}
+
 /// A row for what the box does by itself.
 pub(super) fn by_the_box<const N: usize>(
     action: &str,

@@ -23,6 +23,7 @@ mod devices;
 mod directory;
 mod error;
 mod events;
+mod file;
 mod history;
 mod hybrid_keys;
 mod key_pools;
@@ -56,6 +57,7 @@ pub use self::{
     devices::Device,
     error::{Error, Result},
     events::{Direction, StoredEvent, Transaction},
+    file::{check, copy, newest_schema, schema_of},
     hybrid_keys::HybridKey,
     key_pools::{KeyClaim, PoolKey, RemoteKeys, Replaced},
     keys::{CrossSigningKey, KeySignature, UserKeys},

@@ -18,6 +18,12 @@ const MIGRATIONS: &[M<'static>] = &[
     M::up(include_str!("../migrations/0009_hybrid_keys.sql")),
 ];
 
+/// The schema that this version makes.
+pub(crate) fn newest() -> u32 {
+    // As many as there are lines above.
+    u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX)
+}
+
 /// Brings the database to the newest schema.
 pub(crate) fn migrate(connection: &mut Connection) -> Result<()> {
     Migrations::from_slice(MIGRATIONS).to_latest(connection).map_err(|error| match error {

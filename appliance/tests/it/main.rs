@@ -46,3 +46,5 @@ mod sync;
 mod sync_gaps;
 #[cfg(test)]
 mod sync_resolution;
+#[cfg(test)]
+mod trial;

@@ -3,16 +3,16 @@
 mod make;
 mod report;
 
-use std::path::PathBuf;
+use std::{ffi::OsStr, fs, path::PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 use sallyport_core::{
-    admin::{Consent, verify},
+    admin::{Approval, Consent, verify},
     cose::KeyId,
     digest::Sha256,
     sign::PublicKey,
-    update::{Direction, Manifest, NotAdmitted, Running, entry::Entry},
+    update::{Direction, Manifest, NotAdmitted, Running, Version, entry::Entry},
 };
 use serde::Serialize;
 
@@ -59,6 +59,14 @@ pub(crate) enum Command {
         #[command(flatten)]
         place: PlaceArgs,
     },
+    /// Say whether the boot loader started this system to try it: ends with code 0 if it did, and with 1 if not.
+    OnTrial {
+        /// The other way round.
+        #[arg(long)]
+        not: bool,
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
     /// Note that this start came to its health check: the system may start from now on. Run by the box itself.
     Bless {
         /// A file to make when it is done: the box opens when it is there.
@@ -82,7 +90,7 @@ pub(crate) struct PlaceArgs {
 
 #[derive(Args)]
 pub(crate) struct ApplyArgs {
-    /// The update file.
+    /// The update file; or a folder, in which the newest update is taken, with the approvals that are beside it.
     file: PathBuf,
     /// Verify everything, and write nothing.
     #[arg(long)]
@@ -120,6 +128,15 @@ impl Command {
             Self::Apply(args) => args.run(out),
             Self::Status { place } => report::status(&place, out),
             Self::Verify { place } => report::verify(&place, out),
+            Self::OnTrial { not, place } => {
+                let on_trial = place.system().is_on_trial()?;
+                ensure!(
+                    on_trial != not,
+                    "this system is {}on trial",
+                    if not { "" } else { "not " }
+                );
+                Ok(())
+            }
             Self::Bless { signal, place } => bless(&place, signal, out),
         }
     }
@@ -161,11 +178,12 @@ impl ApplyArgs {
         out: &Output,
     ) -> anyhow::Result<String> {
         let here = system.here()?;
-        let update = read(&self.file, &file::keys(&system.release_keys())?, progress)?;
+        let (path, approvals) = self.sources()?;
+        let update = read(&path, &file::keys(&system.release_keys())?, progress)?;
         let version = update.manifest().version;
         let remembered = LedgerFile::in_folder(&system.state());
         let mut ledger = remembered.read()?;
-        let direction = self.admit(system, &here, ledger.floor, &update)?;
+        let direction = admit(system, &here, ledger.floor, &update, &approvals)?;
         let disk = self.place.disk(&here)?;
         let plan = Plan::make(&disk, &update, here, direction)?;
         let slot = plan.slot()?.name;
@@ -188,29 +206,58 @@ impl ApplyArgs {
         Ok(version.to_string())
     }
 
-    /// Whether the box takes it; below the floor with the approval of an officer.
-    fn admit(
-        &self,
-        system: &System,
-        here: &Here,
-        floor: sallyport_core::update::Version,
-        update: &WholeFile,
-    ) -> anyhow::Result<Direction> {
-        let running = Running { version: here.version, schema: here.schema, floor };
-        match running.admit(update.manifest(), false) {
-            Err(NotAdmitted::BelowFloor { .. }) if !self.approvals.is_empty() => {
-                let settings = system.settings()?;
-                let consent = Consent::to_downgrade(settings.server_name.clone(), update.sha256);
-                let approvals = self.approvals.read()?;
-                verify(&approvals, settings.officers(), None, &consent)
-                    .context("going below the floor is not approved")?;
-                Ok(running.admit(update.manifest(), true)?)
-            }
-            Ok(_) if !self.approvals.is_empty() => {
-                bail!("this update needs no approval: give the command without it")
-            }
-            answer => Ok(answer?),
+    /// The file, and the approvals that come with it.
+    fn sources(&self) -> anyhow::Result<(PathBuf, Vec<Approval>)> {
+        let approvals = self.approvals.read()?;
+        if !self.file.is_dir() {
+            return Ok((self.file.clone(), approvals));
         }
+        let shown = self.file.display();
+        let mut updates = Vec::new();
+        let mut beside = Vec::new();
+        let found = fs::read_dir(&self.file).with_context(|| format!("cannot list {shown}"))?;
+        for path in found.take(FILES_MAX) {
+            let path = path.with_context(|| format!("cannot list {shown}"))?.path();
+            match path.extension().and_then(OsStr::to_str) {
+                Some("update") => {
+                    let (_, update) = file::open(&path)?;
+                    updates.push((update.manifest().version, path));
+                }
+                Some("approval") => beside.push(path),
+                _ => {}
+            }
+        }
+        let (_, newest) =
+            updates.into_iter().max().with_context(|| format!("{shown} has no update"))?;
+        let beside = Approvals::of(beside).read()?;
+        Ok((newest, approvals.into_iter().chain(beside).collect()))
+    }
+}
+
+/// Files that are looked at in a folder.
+const FILES_MAX: usize = 100;
+
+/// Whether the box takes it; below the floor with the approval of an officer.
+fn admit(
+    system: &System,
+    here: &Here,
+    floor: Version,
+    update: &WholeFile,
+    approvals: &[Approval],
+) -> anyhow::Result<Direction> {
+    let running = Running { version: here.version, schema: here.schema, floor };
+    match running.admit(update.manifest(), false) {
+        Err(NotAdmitted::BelowFloor { .. }) if !approvals.is_empty() => {
+            let settings = system.settings()?;
+            let consent = Consent::to_downgrade(settings.server_name.clone(), update.sha256);
+            verify(approvals, settings.officers(), None, &consent)
+                .context("going below the floor is not approved")?;
+            Ok(running.admit(update.manifest(), true)?)
+        }
+        Ok(_) if !approvals.is_empty() => {
+            bail!("this update needs no approval: give the command without it")
+        }
+        answer => Ok(answer?),
     }
 }
 

@@ -7,7 +7,11 @@ use ruma::OwnedServerName;
 use sallyport_core::{
     digest::Sha256,
     sign::PublicKey,
-    update::{Version, uki},
+    update::{
+        Version,
+        entry::{Standing, standing_of_boot},
+        uki,
+    },
 };
 use serde::Deserialize;
 
@@ -64,6 +68,19 @@ impl System {
         let version = value("IMAGE_VERSION")?.parse().context("os-release: IMAGE_VERSION")?;
         let schema = value("SALLYPORT_SCHEMA")?.parse().context("os-release: SALLYPORT_SCHEMA")?;
         Ok(Here { root_hash, version, schema })
+    }
+
+    /// Whether the boot loader started this system to try it.
+    pub(crate) fn is_on_trial(&self) -> anyhow::Result<bool> {
+        const VARIABLE_BYTES_MAX: usize = 4096;
+        let path = self.0.join(
+            "sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f",
+        );
+        if !path.exists() {
+            return Ok(false);
+        }
+        let variable = files::read(&path, VARIABLE_BYTES_MAX)?;
+        Ok(standing_of_boot(&variable) == Standing::Trial)
     }
 
     /// The release keys that the running system believes.

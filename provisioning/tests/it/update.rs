@@ -155,11 +155,46 @@ fn what_is_refused_is_told_to_the_console_as_well() {
     apply("0.0.8.update --approval approval").fails(1, "the disk has no partition table");
     apply("0.0.9.update --approval approval").fails(1, "knows the database up to schema 8");
     apply("0.2.0.update --approval approval").fails(1, "this update needs no approval");
+    // As a stick brings them: a folder.
+    std::fs::create_dir(desk.path("brought")).unwrap();
+    for (from, to) in [("0.0.8.update", "a.update"), ("approval", "b.approval")] {
+        desk.write(&format!("brought/{to}"), desk.read(from));
+    }
+    apply("brought").fails(1, "the disk has no partition table");
+    desk.write("brought/c.update", desk.read("0.3.0.update"));
+    apply("brought").fails(1, "install 0.2.0 first");
+    std::fs::create_dir(desk.path("empty")).unwrap();
+    apply("empty").fails(1, "empty has no update");
     desk.write(
         "system/var/lib/sallyport-settings/sallyport.toml",
         "server_name = \"bravo.example\"\n",
     );
     apply("0.0.8.update --approval approval").fails(1, "going below the floor is not approved");
+}
+
+#[test]
+fn a_unit_asks_whether_the_system_is_on_trial() {
+    let desk = Desk::new();
+    system(&desk, "none");
+    desk.run("update on-trial --system system").fails(1, "this system is not on trial");
+    desk.run("update on-trial --not --system system").ok();
+    let folder = "system/sys/firmware/efi/efivars";
+    std::fs::create_dir_all(desk.path(folder)).unwrap();
+    for (name, is_trial) in [("sallyport_0.2.0+2-1.efi", true), ("sallyport_0.2.0+8-1.efi", false)]
+    {
+        let path = format!("\\EFI\\Linux\\{name}\0");
+        let text = path.encode_utf16().flat_map(u16::to_le_bytes);
+        let variable: Vec<u8> = [6, 0, 0, 0].into_iter().chain(text).collect();
+        desk.write(
+            &format!("{folder}/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"),
+            variable,
+        );
+        let asked = [("update on-trial", is_trial), ("update on-trial --not", !is_trial)];
+        for (line, holds) in asked {
+            let ended = desk.run(&format!("{line} --system system"));
+            assert_eq!(ended.code == Some(0), holds, "{name}: {line}");
+        }
+    }
 }
 
 /// A stick gives only half of the file, or a link to something else.
