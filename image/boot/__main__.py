@@ -20,6 +20,8 @@ def main() -> None:
     top.add_argument("scenario", nargs="*", help="what to play; everything if none is given")
     top.add_argument("--image", type=Path, help="the image; the newest of `make image` if not given")
     top.add_argument("--keys", type=Path, default=pool.cache() / "test-keys", help="the folder of the keys that it was signed with")
+    default = REPOSITORY / "target/image/cargo/release/sallyctl"
+    top.add_argument("--sallyctl", type=Path, default=default, help="the program of the officers' desk; that of the image if not given")
     top.add_argument("--folder", type=Path, default=REPOSITORY / "target/vm", help="where machines and their logs are kept")
     arguments = top.parse_args()
     strangers = set(arguments.scenario) - set(scenarios.ALL)
@@ -27,7 +29,8 @@ def main() -> None:
         top.error(f"there is no scenario {' '.join(sorted(strangers))}; there are {' '.join(scenarios.ALL)}")
     try:
         tools = tree.make("boot", lock.read(LOCKS / "boot.lock"), pool.Pool(pool.cache() / "pool"))
-        bench = scenarios.Bench(tools, arguments.keys, arguments.image or newest(), arguments.folder)
+        image = arguments.image or newest()
+        bench = scenarios.Bench(tools, arguments.keys, image, arguments.folder, arguments.sallyctl)
         for name in arguments.scenario or scenarios.ALL:
             play = scenarios.ALL[name]
             report.say(f"{name}: {(play.__doc__ or '').splitlines()[0]}")

@@ -9,7 +9,8 @@ from pathlib import Path
 from build import report
 from build.tree import Tree
 
-from .machine import KERNEL_STARTS, Boot, BootError, Hardware, Machine
+from . import desk, sticks
+from .machine import KERNEL_STARTS, Boot, BootError, Machine
 
 # A boot under emulation on a machine that does other things as well.
 BOOT_S = 300.0
@@ -20,8 +21,9 @@ RECOVERY_KEY = re.compile(r"\b((?:[cbdefghijklnrtuv]{8}-){7}[cbdefghijklnrtuv]{8
 class Bench:
     """What scenarios work with."""
 
-    def __init__(self, tools: Tree, keys: Path, image: Path, folder: Path) -> None:
+    def __init__(self, tools: Tree, keys: Path, image: Path, folder: Path, sallyctl: Path) -> None:
         self.tools = tools
+        self.sallyctl = sallyctl
         self.keys = keys
         self.image = image
         self.folder = folder
@@ -67,6 +69,27 @@ def other_tpm(bench: Bench) -> None:
         times(boot, "console", boot.elapsed())
 
 
+def provision(bench: Bench) -> None:
+    """A stick makes the machine a box: the code is typed, HTTPS answers, and the next start needs nobody and no stick."""
+    machine = bench.machine("provision")
+    document, approval, code = desk.document(bench.sallyctl, machine.folder)
+    image = machine.folder / "stick.img"
+    sticks.make(bench.tools, image, {f"SALLYPORT/PROVISION/{path.name}": path for path in (document, approval)})
+    with machine.boot() as boot:
+        boot.wait_for("not set up yet", BOOT_S)
+        key = boot.wait_for(RECOVERY_KEY.pattern, MOMENT_S)[1]
+        _confirm(boot, key)
+        boot.plug_in(image, "stick")
+        boot.wait_for("wants to make this machine a box", BOOT_S)
+        boot.type(code + "\n")
+        times(boot, "HTTPS", boot.wait_for_https(BOOT_S))
+        boot.wait_for("enclave +alpha.example", MOMENT_S)
+        boot.pull_out("stick")
+        _switch_off(boot)
+    with machine.boot() as boot:
+        times(boot, "HTTPS", boot.wait_for_https(BOOT_S))
+
+
 def _confirm(boot: Boot, key: str) -> None:
     """Types the last group of the recovery key, and waits until the console no longer shows it."""
     boot.type(key.rsplit("-", 1)[1] + "\n")
@@ -88,6 +111,4 @@ def times(boot: Boot, what: str, at: float) -> None:
     report.say(f"firmware {firmware:.1f} s, kernel at {kernel:.1f} s, {what} {at - kernel:.1f} s after that; all {at:.1f} s")
 
 
-ALL: dict[str, Callable[[Bench], None]] = {"first-boot": first_boot, "other-tpm": other_tpm}
-
-__all__ = ["ALL", "Bench", "Hardware"]
+ALL: dict[str, Callable[[Bench], None]] = {"first-boot": first_boot, "other-tpm": other_tpm, "provision": provision}

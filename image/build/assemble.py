@@ -32,7 +32,7 @@ INITRD_LEVEL = 12
 ROOT_BYTES_MAX = 40 << 20
 UKI_BYTES_MAX = 30 << 20
 PHASES = "enter-initrd:leave-initrd"
-FOLDERS = {"proc": 0o555, "sys": 0o555, "dev": 0o755, "run": 0o755, "tmp": 0o1777, "var": 0o755, "efi": 0o700, "root": 0o700}
+FOLDERS = {"proc": 0o555, "sys": 0o555, "dev": 0o755, "run": 0o755, "tmp": 0o1777, "var": 0o755, "var/tmp": 0o1777, "efi": 0o700, "root": 0o700}
 COMMAND_LINE = (
     "roothash={root_hash} systemd.verity_root_options=panic-on-corruption panic=5 rootfstype=erofs ro "
     "systemd.gpt_auto=0 rd.systemd.gpt_auto=0 systemd.machine_id=firmware lockdown=integrity systemd.import_credentials=no "

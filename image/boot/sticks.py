@@ -1,4 +1,4 @@
-"""What the scenarios prepare: images of sticks."""
+"""Images of sticks: made before a machine sees them, read after it had them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .machine import BootError
 STICK_MIB = 64
 
 
-def stick(tools: Tree, image: Path, files: Mapping[str, Path], *, label: str = "SALLYPORT", exfat: bool = False) -> None:
+def make(tools: Tree, image: Path, files: Mapping[str, Path], *, label: str = "SALLYPORT", exfat: bool = False) -> None:
     """Makes the image of a stick with one file system over all of it, and files by their names there."""
     image.unlink(missing_ok=True)
     with image.open("wb") as file:
