@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("--binaries", type=Path, help="folder with programs: compares all but the compiler's work")
     image.add_argument("--out", type=Path, default=REPOSITORY / "target/image", help="where the artefacts go")
     image.add_argument("--version", help="the version; that of Cargo.toml if not given")
-    image.add_argument("--keys", type=Path, help="folder with PK, KEK, db (.crt, .key) and pcr (.pub, .key); test keys if not given")
+    image.add_argument("--keys", type=Path, help="folder with PK, KEK, db (.crt, .key), pcr and update (.pub, .key); test keys if not given")
     image.add_argument("--packages", type=Path, help="folder with the packages that a release kept")
     image.add_argument("--binaries", type=Path, help="folder with programs compiled elsewhere: for development only")
     image.add_argument("--command-line", default="", help="more for the kernel's command line: for development only")
@@ -81,6 +81,7 @@ def build(arguments: argparse.Namespace) -> None:
     artefacts.mkdir(exist_ok=True)
     order = {
         "version": arguments.version or version(),
+        "schema": len(list((REPOSITORY / "appliance/store/migrations").glob("*.sql"))),
         "command_line": arguments.command_line,
         "recorded": recorded,
     }
@@ -103,7 +104,7 @@ def test_keys(tools: tree.Tree) -> Path:
     """Keys for tests, made once and kept in this user's cache."""
     folder = pool.cache() / "test-keys"
     report.warn(f"TEST KEYS sign this image ({folder}): whoever has them can replace it unnoticed. KEYS=FOLDER takes your own.")
-    if not (folder / "pcr.pub").exists():
+    if not (folder / "update.pub").exists():
         old_mask = os.umask(0o077)
         folder.mkdir(parents=True, exist_ok=True)
         os.umask(old_mask)

@@ -45,6 +45,7 @@ class Order:
     """What is to be built."""
 
     version: str
+    schema: int
     command_line: str = ""
     recorded: dict[str, object] = dataclasses.field(default_factory=dict)
 
@@ -101,6 +102,8 @@ class Assembly:
             stripped = self.work / program
             subprocess.run(["strip", "-o", stripped, BINARIES / program], check=True)
             allowed.place(stripped, f"usr/bin/{program}", 0o755)
+        # Whose updates this version takes.
+        allowed.place(KEYS / "update.pub", "usr/lib/sallyport/update.pub", 0o644)
         allowed.wants(IMAGE / "system/wants.list")
         self._release(self.root)
         (self.root / "etc/os-release").symlink_to("../usr/lib/os-release")
@@ -135,7 +138,8 @@ class Assembly:
 
     def _release(self, tree: Path) -> None:
         path = tree / "usr/lib/os-release"
-        text = path.read_text(encoding="utf-8").replace("@VERSION@", self.order.version)
+        text = path.read_text(encoding="utf-8")
+        text = text.replace("@VERSION@", self.order.version).replace("@SCHEMA@", str(self.order.schema))
         path.write_text(text, encoding="utf-8")
 
     def _finish(self, tree: Path) -> None:

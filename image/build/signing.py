@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import base64
 import struct
 import subprocess
 import uuid
@@ -12,6 +12,8 @@ from .files import BuildError
 
 # Who owns the keys in the firmware's variables; a name, not a secret.
 OWNER = uuid.UUID("5c1d9a37-24b8-4c56-9ec1-5d6a4e0f7b10")
+# The key itself stands at the end of its DER form.
+ED25519_BYTES = 32
 NAMES = {"PK": "platform key", "KEK": "key exchange key", "db": "boot programs"}
 
 
@@ -55,16 +57,19 @@ def section(program: Path, name: str) -> bytes:
 
 
 def generate(folder: Path) -> None:
-    """Makes keys for tests: three for Secure Boot and one that signs what the TPM measures. Runs in the tools tree."""
-    fresh = folder / "fresh"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
+    """Makes the keys for tests that are not there: three for Secure Boot, one for what the TPM measures, one for updates. Runs in the tools tree."""
     for name, meaning in NAMES.items():
+        if (folder / f"{name}.crt").exists():
+            continue
         subject = f"/O=Sallyport TEST KEYS, worthless/CN=Sallyport TEST {meaning}"
-        files: list[str | Path] = ["-keyout", fresh / f"{name}.key", "-out", fresh / f"{name}.crt"]
+        files: list[str | Path] = ["-keyout", folder / f"{name}.key", "-out", folder / f"{name}.crt"]
         run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-sha256", "-nodes", "-days", "7300", "-subj", subject, *files])
-    run(["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", fresh / "pcr.key"])
-    run(["openssl", "pkey", "-in", fresh / "pcr.key", "-pubout", "-out", fresh / "pcr.pub"])
-    for path in fresh.iterdir():
-        path.replace(folder / path.name)
-    fresh.rmdir()
+    if not (folder / "pcr.pub").exists():
+        run(["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", folder / "pcr.key"])
+        run(["openssl", "pkey", "-in", folder / "pcr.key", "-pubout", "-out", folder / "pcr.pub"])
+    if not (folder / "update.pub").exists():
+        run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", folder / "update.key"])
+        show = ["openssl", "pkey", "-in", folder / "update.key", "-pubout", "-outform", "DER"]
+        public = subprocess.run(show, capture_output=True, check=True).stdout[-ED25519_BYTES:]
+        text = base64.b64encode(public).decode().rstrip("=")
+        (folder / "update.pub").write_text(f"# Test keys: worthless.\ned25519:{text}\n", encoding="ascii")
