@@ -9,7 +9,7 @@ from pathlib import Path
 from build import report
 from build.tree import Tree
 
-from . import desk, sticks
+from . import desk, disk, sticks
 from .machine import KERNEL_STARTS, Boot, BootError, Machine
 
 # A boot under emulation on a machine that does other things as well.
@@ -90,6 +90,34 @@ def provision(bench: Bench) -> None:
         times(boot, "HTTPS", boot.wait_for_https(BOOT_S))
 
 
+def unsigned(bench: Bench) -> None:
+    """A boot program without a signature, or with a flipped bit: the firmware starts neither."""
+    signed = next(bench.image.parent.glob("*[0-9].efi"))
+    version = signed.stem.removeprefix("sallyport-")
+    name = f"EFI/Linux/sallyport_{version}.efi"
+    flipped = bench.folder / "flipped.efi"
+    content = bytearray(signed.read_bytes())
+    content[len(content) // 2] ^= 1
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    flipped.write_bytes(content)
+    for program in (signed.with_suffix(".unsigned.efi"), flipped):
+        machine = bench.machine("unsigned")
+        disk.replace_boot_program(bench.tools, machine.disk, program, name)
+        with machine.boot() as boot:
+            boot.wait_for(r"(?i)access denied|security violation", BOOT_S)
+            if boot.time_of(KERNEL_STARTS):
+                raise BootError(f"{program.name} was started")
+
+
+def flipped(bench: Bench) -> None:
+    """Bits of the root are flipped on the disk: the kernel panics as soon as it reads one."""
+    machine = bench.machine("flipped")
+    disk.flip(machine.disk, "root-a", [place << 20 for place in range(1, 26)])
+    with machine.boot() as boot:
+        boot.wait_for("dm-verity.*corrupted|dm-verity device corrupted|Kernel panic", BOOT_S)
+        boot.wait_for_end(BOOT_S)
+
+
 def _confirm(boot: Boot, key: str) -> None:
     """Types the last group of the recovery key, and waits until the console no longer shows it."""
     boot.type(key.rsplit("-", 1)[1] + "\n")
@@ -111,4 +139,10 @@ def times(boot: Boot, what: str, at: float) -> None:
     report.say(f"firmware {firmware:.1f} s, kernel at {kernel:.1f} s, {what} {at - kernel:.1f} s after that; all {at:.1f} s")
 
 
-ALL: dict[str, Callable[[Bench], None]] = {"first-boot": first_boot, "other-tpm": other_tpm, "provision": provision}
+ALL: dict[str, Callable[[Bench], None]] = {
+    "first-boot": first_boot,
+    "other-tpm": other_tpm,
+    "provision": provision,
+    "unsigned": unsigned,
+    "flipped": flipped,
+}
