@@ -63,7 +63,7 @@ def other_tpm(bench: Bench) -> None:
         boot.type(key.replace(key[0], "c" if key[0] != "c" else "b", 1) + "\n")
         boot.wait_for("did not open it", MOMENT_S)
         boot.type(key + "\n")
-        boot.wait_for_end(MOMENT_S)
+        boot.wait_for_end(BOOT_S)
     with machine.boot() as boot:
         boot.wait_for("not set up yet", BOOT_S)
         times(boot, "console", boot.elapsed())
