@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import uuid
 from pathlib import Path
 
@@ -35,7 +36,7 @@ PHASES = "enter-initrd:leave-initrd"
 FOLDERS = {"proc": 0o555, "sys": 0o555, "dev": 0o755, "run": 0o755, "tmp": 0o1777, "var": 0o755, "var/tmp": 0o1777, "efi": 0o700, "root": 0o700}
 COMMAND_LINE = (
     "roothash={root_hash} systemd.verity_root_options=panic-on-corruption panic=5 rootfstype=erofs ro "
-    "systemd.gpt_auto=0 rd.systemd.gpt_auto=0 systemd.machine_id=firmware lockdown=integrity systemd.import_credentials=no "
+    "gpt systemd.gpt_auto=0 rd.systemd.gpt_auto=0 systemd.machine_id=firmware lockdown=integrity systemd.import_credentials=no "
     "console=tty0 console=ttyS0 loglevel=3 systemd.show_status=0 {more}"
 )
 
@@ -79,6 +80,7 @@ class Assembly:
         self._pack_initrd()
         self._boot_programs(root_hash)
         self._disk(root_hash)
+        self._update()
         manifest.write(self.order, self.locked, OUT, self.name)
         shutil.rmtree(self.work)
         self._bounds()
@@ -230,6 +232,31 @@ class Assembly:
         signing.run(["systemd-repart", *options, f"--definitions={definitions}", disk])
         allocated = disk.stat().st_blocks * 512
         report.say(f"{disk.name}: {disk.stat().st_size >> 20} MiB, of which {allocated >> 20} MiB are not holes")
+
+    def _update(self) -> None:
+        """Makes the file that running boxes are updated with, unless the release key is elsewhere: in a token, at another desk."""
+        key, update = KEYS / "update.key", OUT / f"{self.name}.update"
+        update.unlink(missing_ok=True)
+        if not key.exists():
+            report.say("no update.key: sign the update with `sallyctl update make --token`")
+            return
+        terms = tomllib.loads((IMAGE / "release.toml").read_text(encoding="utf-8"))
+        options: dict[str, str | Path] = {
+            "--release": self.order.version,
+            "--root": OUT / "root.erofs",
+            "--verity": OUT / "root.verity",
+            "--uki": OUT / f"{self.name}.efi",
+            "--root-hash": OUT / f"{self.name}.roothash",
+            "--schema": str(self.order.schema),
+            "--floor": terms["floor"],
+            "--from": terms["from"],
+            "--built": str(self.epoch),
+            "--notes": terms["notes"],
+            "--key": key,
+            "--out": update,
+        }
+        signing.run([BINARIES / "sallyctl", "update", "make", *(word for option in options.items() for word in option)])
+        report.say(f"{update.name}: {update.stat().st_size >> 20} MiB")
 
     def _bounds(self) -> None:
         for path, most in ((OUT / "root.erofs", ROOT_BYTES_MAX), (OUT / f"{self.name}.efi", UKI_BYTES_MAX)):

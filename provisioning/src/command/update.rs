@@ -37,6 +37,11 @@ use crate::{
 pub(crate) enum Command {
     /// Make a signed update file from the parts of an image.
     Make(Box<make::MakeArgs>),
+    /// Print the public half of a release key, as the system's list of release keys has it.
+    PublicKey {
+        /// The key: PKCS#8 in PEM.
+        key: PathBuf,
+    },
     /// Show what an update file is, and whether every byte of it is what was signed.
     Inspect {
         /// The update file.
@@ -113,6 +118,7 @@ impl Command {
     pub(crate) fn run(self, out: &Output) -> anyhow::Result<()> {
         match self {
             Self::Make(args) => args.run(out),
+            Self::PublicKey { key } => make::public_key(&key, out),
             Self::Inspect { file, keys, place } => {
                 let keys = keys.unwrap_or_else(|| place.system().release_keys());
                 let update = read(&file, &file::keys(&keys)?, &Progress::new(out, None))?;

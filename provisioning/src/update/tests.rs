@@ -3,4 +3,5 @@
 mod bench;
 mod boot_partition;
 mod power_cuts;
+mod programs;
 mod refusals;

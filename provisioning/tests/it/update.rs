@@ -77,6 +77,7 @@ fn the_same_parts_make_the_same_file() {
     assert_eq!(desk.read("one.update"), desk.read("two.update"));
     let key = one["key"].as_str().unwrap();
     assert!(key.starts_with("ed25519:"), "{key}");
+    assert_eq!(desk.run("update public-key key.pem").ok(), format!("{key}\n"));
     desk.write("keys", format!("{key}\n"));
     let shown = made(&desk, "update inspect one.update --keys keys --json");
     assert_eq!(shown["manifest"]["version"], "0.2.0");

@@ -157,6 +157,11 @@ impl MakeArgs {
     }
 }
 
+/// `sallyctl update public-key`.
+pub(super) fn public_key(path: &Path, out: &Output) -> anyhow::Result<()> {
+    out.show(&ReleaseKey::read(path)?.public()?, |key| format!("{key}\n"))
+}
+
 fn not_signed<E: std::fmt::Display>(error: &sallyport_core::cose::SignError<E>) -> anyhow::Error {
     use sallyport_core::cose::SignError;
     match error {
