@@ -55,18 +55,19 @@ impl<M: Medium> Volume<M> {
             |at| u64::from(u16_at(&boot, at)),
             |at| u64::from(u32_at(&boot, at)),
         );
-        let (sector, per_cluster) = (SECTOR_BYTES as u64, u64::from(u8_at(13)));
+        // Those of the file system, which may be larger than those of the disk (systemd-repart makes 4096); what is written at once are the disk's.
+        let (sector, per_cluster) = (u16_at(11), u64::from(u8_at(13)));
         let (reserved, tables) = (u16_at(14), u64::from(u8_at(16)));
         let (total, table_sectors) = (u32_at(32), u32_at(36));
         let known = u16_at(510) == 0xaa55
-            && u16_at(11) == sector
+            && [512, 1024, 2048, 4096].contains(&sector)
             && per_cluster.is_power_of_two()
             && reserved > 0
             && (1..=2).contains(&tables)
             && (u16_at(17), u16_at(19), u16_at(22)) == (0, 0, 0)
             // All tables are alike, and it is version 0.
             && (u16_at(40) & 0x80, u16_at(42)) == (0, 0);
-        ensure!(known, "the boot partition is not FAT32 with sectors of 512 bytes");
+        ensure!(known, "the boot partition is not FAT32");
         let data = reserved + tables * table_sectors;
         let clusters = total.checked_sub(data).map(|sectors| sectors / per_cluster);
         let clusters = clusters.and_then(|clusters| u32::try_from(clusters).ok());

@@ -260,7 +260,7 @@ pub(super) fn disk(runs: &Image, older: &Image) -> MemoryDisk {
     entries.resize(128 * 128, 0);
     bytes.resize(bytes.len() + (1 << 20), 0);
     write_table(&mut bytes, &entries);
-    format(&mut bytes[1 << 20..][..usize::try_from(ESP_BYTES).unwrap()]);
+    format(&mut bytes[1 << 20..][..usize::try_from(ESP_BYTES).unwrap()], SECTOR_BYTES);
     let disk = MemoryDisk::new(bytes);
     let layout = disk.layout().unwrap();
     for (slot, image) in layout.slots.iter().zip([runs, older]) {
@@ -306,38 +306,39 @@ fn write_table(bytes: &mut [u8], entries: &[u8]) {
     }
 }
 
-/// An empty FAT32 with the folders `EFI/Linux`, one sector per cluster: a folder is soon full, and long names cross sectors.
-fn format(bytes: &mut [u8]) {
-    const TABLE_SECTORS: usize = 540;
-    let sectors = u32::try_from(bytes.len() / SECTOR_BYTES).unwrap();
+/// An empty FAT32 with the folders `EFI/Linux`, one sector of this size per cluster: where it is small, a folder is soon full, and long names cross
+/// sectors.
+pub(super) fn format(bytes: &mut [u8], sector: usize) {
+    let sectors = u32::try_from(bytes.len() / sector).unwrap();
+    let table_sectors = (bytes.len() / sector * 4).div_ceil(sector);
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     put(0, &[0xeb, 0x58, 0x90]);
     put(3, b"SALLYPRT");
-    put(11, &512_u16.to_le_bytes());
+    put(11, &u16::try_from(sector).unwrap().to_le_bytes());
     put(13, &[1]);
     put(14, &32_u16.to_le_bytes());
     put(16, &[2]);
     put(21, &[0xf8]);
     put(32, &sectors.to_le_bytes());
-    put(36, &u32::try_from(TABLE_SECTORS).unwrap().to_le_bytes());
+    put(36, &u32::try_from(table_sectors).unwrap().to_le_bytes());
     put(44, &2_u32.to_le_bytes());
     put(48, &1_u16.to_le_bytes());
     put(50, &6_u16.to_le_bytes());
     put(64, &[0x80, 0, 0x29]);
     put(71, b"NO NAME    FAT32   ");
     put(510, &[0x55, 0xaa]);
-    put(512, b"RRaA");
-    put(512 + 484, b"rrAa");
-    put(512 + 488, &[0xff; 8]);
-    put(512 + 510, &[0x55, 0xaa]);
-    bytes.copy_within(..1024, 6 * 512);
+    put(sector, b"RRaA");
+    put(sector + 484, b"rrAa");
+    put(sector + 488, &[0xff; 8]);
+    put(sector + 510, &[0x55, 0xaa]);
+    bytes.copy_within(..2 * sector, 6 * sector);
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     for table in 0..2 {
         let end = 0x0fff_ffff_u32;
         let entries = [0x0fff_fff8, end, end, end, end].map(u32::to_le_bytes).concat();
-        put((32 + table * TABLE_SECTORS) * 512, &entries);
+        put((32 + table * table_sectors) * sector, &entries);
     }
-    let data = (32 + 2 * TABLE_SECTORS) * 512;
+    let data = (32 + 2 * table_sectors) * sector;
     let folder = |name: &[u8; 11], cluster: u8| {
         let mut entry = [0; 32];
         entry[..11].copy_from_slice(name);
@@ -347,8 +348,8 @@ fn format(bytes: &mut [u8]) {
     };
     put(data, &folder(b"EFI        ", 3));
     let efi = [folder(b".          ", 3), folder(b"..         ", 0), folder(b"LINUX      ", 4)];
-    put(data + 512, &efi.concat());
-    put(data + 1024, &[folder(b".          ", 4), folder(b"..         ", 3)].concat());
+    put(data + sector, &efi.concat());
+    put(data + 2 * sector, &[folder(b".          ", 4), folder(b"..         ", 3)].concat());
 }
 
 /// A hash tree as `veritysetup` makes it, without salt.

@@ -2,10 +2,11 @@
 
 use sallyport_core::update::entry::{Counter, Entry};
 
-use super::bench::{Event, Image, apply, disk, install, version, whole};
+use super::bench::{Event, Image, MemoryDisk, apply, disk, format, install, version, whole};
 use crate::update::{
+    boot::Boot,
     disk::{Access, Disk as _},
-    gpt::{Guid, Table},
+    gpt::{Extent, Guid, Table},
 };
 
 #[test]
@@ -78,7 +79,7 @@ fn a_folder_grows_and_its_names_stay() {
         install(&mut boot, entry, &image).unwrap();
         wanted.push(entry);
     }
-    let found = |boot: &mut crate::update::boot::Boot<_>| -> Vec<Entry> {
+    let found = |boot: &mut Boot<_>| -> Vec<Entry> {
         let mut found: Vec<Entry> =
             boot.kernels().unwrap().into_iter().filter_map(|kernel| kernel.entry).collect();
         found.sort();
@@ -100,6 +101,34 @@ fn a_folder_grows_and_its_names_stay() {
     let free = boot.free_bytes();
     boot.keep_only(&runs.root_hash).unwrap();
     assert_eq!(boot.free_bytes(), free);
+}
+
+/// As systemd-repart makes them.
+#[test]
+fn a_boot_partition_with_large_sectors() {
+    const BYTES: usize = 270 << 20;
+    let mut bytes = vec![0; BYTES];
+    format(&mut bytes, 4096);
+    let disk = MemoryDisk::new(bytes);
+    let place = Extent { start: 0, bytes: BYTES as u64 };
+    let open = || Boot::open(disk.partition(&place, Access::Write).unwrap()).unwrap();
+    let [one, two] = ["0.1.0", "0.2.0"].map(Image::new);
+    let mut boot = open();
+    let before = boot.free_bytes();
+    install(&mut boot, Entry::blessed(one.version, false), &one).unwrap();
+    install(&mut boot, Entry::on_trial(two.version), &two).unwrap();
+    let mut boot = open();
+    assert_eq!(boot.next().unwrap(), Some(Entry::on_trial(two.version)));
+    boot.set_entry(&two.root_hash, Entry::blessed(two.version, true)).unwrap();
+    let kernels = open().kernels().unwrap();
+    assert_eq!(kernels.len(), 2);
+    for (kernel, image) in kernels.iter().zip([&one, &two]) {
+        assert!(open().hash(kernel).unwrap() == sallyport_core::digest::Sha256::of(&image.uki));
+    }
+    let mut boot = open();
+    boot.keep_only(&one.root_hash).unwrap();
+    let used = before - boot.free_bytes();
+    assert_eq!(used, (one.uki.len() as u64).next_multiple_of(4096));
 }
 
 /// A cut between the two steps of a change of name leaves both names, of one file.
