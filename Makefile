@@ -107,8 +107,8 @@ image-lock: ## Renew the locks of packages and toolchain that images are made of
 	@$(IMAGE) lock
 
 .PHONY: update-powercut
-update-powercut: ## Cut the power at POINTS=200 random points of an update, and see what starts
-	POINTS=$(or $(POINTS),200) $(CARGO) test --locked --workspace --bin sallyctl power_cut -- --nocapture
+update-powercut: ## Cut the power at POINTS=200 random points of an update, and see what starts (DISK=, UPDATE=, KEYS=, OUT= for a real image)
+	POINTS=$(or $(POINTS),200) DISK=$(abspath $(DISK)) UPDATE=$(abspath $(UPDATE)) KEYS=$(abspath $(KEYS)) OUT=$(abspath $(OUT)) $(CARGO) test --locked --workspace --bin sallyctl power_cut -- --nocapture
 
 .PHONY: image-verify
 image-verify: ## Build the image twice, as differently as this machine allows, and compare every artefact bit for bit

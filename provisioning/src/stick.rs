@@ -94,7 +94,7 @@ impl Folder {
             Self::Roster => &[("snr", ROSTER_BYTES_MAX as u64), APPROVAL],
             Self::Cards => &[("snc", CARD_BYTES_MAX as u64)],
             Self::Bundles => &[("snb", BUNDLE_BYTES_MAX), APPROVAL],
-            Self::Update => &[("update", STICK_UPDATE_BYTES_MAX)],
+            Self::Update => &[("update", STICK_UPDATE_BYTES_MAX), APPROVAL],
             Self::Backup => &[],
             Self::Out => &[("order", STICK_ORDER_BYTES_MAX as u64), APPROVAL],
         }

@@ -3,7 +3,11 @@
 mod make;
 mod report;
 
-use std::{ffi::OsStr, fs, path::PathBuf};
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
@@ -267,11 +271,13 @@ fn admit(
     }
 }
 
-fn read(
-    file: &std::path::Path,
-    keys: &[PublicKey],
-    progress: &Progress<'_>,
-) -> anyhow::Result<WholeFile> {
+/// Whether an update that a stick brought is genuine; its version. Whether the box takes it is found out when it is written.
+pub(crate) fn judge(path: &Path, system: &System) -> anyhow::Result<Version> {
+    let update = UpdateFile::open(path, &file::keys(&system.release_keys())?)?;
+    Ok(update.read_through(|_, _| {})?.manifest().version)
+}
+
+fn read(file: &Path, keys: &[PublicKey], progress: &Progress<'_>) -> anyhow::Result<WholeFile> {
     UpdateFile::open(file, keys)?.read_through(|done, all| progress.show(Step::Reading, done, all))
 }
 

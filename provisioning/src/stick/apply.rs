@@ -37,9 +37,10 @@ use super::{
 };
 use crate::{
     client::{self, Box as TheBox},
-    command::provision::SettingsArgs,
+    command::{provision::SettingsArgs, update},
     files,
     output::Output,
+    update::system::System,
 };
 
 /// How often we ask whether the server answers.
@@ -171,7 +172,13 @@ impl Gate<'_> {
             }
         }
         for file in self.inventory.of(Folder::Update, "update") {
-            report.done(format!("{}: a new version of the box", file.shown()));
+            match update::judge(&file.path(&self.args.quarantine), &System(PathBuf::from("/"))) {
+                Ok(version) => report.done(format!(
+                    "{}: version {version} is genuine; it is written to the slot that does not run, and the console says when it is there",
+                    file.shown()
+                )),
+                Err(why) => report.refused(&file.shown(), &why),
+            }
         }
         self.change(record, report);
     }

@@ -220,7 +220,11 @@ pub(super) fn whole(folder: &Path, update: &[u8]) -> anyhow::Result<WholeFile> {
 
 /// Applies an update as `sallyctl update apply` does.
 pub(super) fn apply(disk: &MemoryDisk, runs: &Image, update: &WholeFile) -> anyhow::Result<()> {
-    let here = runs.here();
+    apply_to(disk, runs.here(), update)
+}
+
+/// As [`apply`], on a box of which only this is known.
+pub(super) fn apply_to(disk: &MemoryDisk, here: Here, update: &WholeFile) -> anyhow::Result<()> {
     let floor = version("0.0.1");
     let running = Running { version: here.version, schema: here.schema, floor };
     let direction = running.admit(update.manifest(), false)?;

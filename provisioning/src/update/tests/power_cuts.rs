@@ -3,16 +3,23 @@
 //! An update is recorded. For each point, what was flushed before is on the disk, and of the sectors that were written since the last flush any
 //! have arrived, in any order. Each result is judged as firmware, boot loader and kernel would. `make update-powercut POINTS=200` does it longer.
 
-use std::{collections::BTreeMap, env};
+use std::{
+    collections::BTreeMap,
+    env,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, ensure};
 use sallyport_core::{
     digest::Sha256,
-    update::entry::{self, Standing},
+    update::{
+        Version,
+        entry::{self, Standing},
+    },
 };
 
-use super::bench::{Event, Image, MemoryDisk, Random, apply, disk, install, whole};
-use crate::update::medium::SECTOR_BYTES;
+use super::bench::{Event, Image, MemoryDisk, Random, apply, apply_to, disk, install, whole};
+use crate::update::{file, medium::SECTOR_BYTES, system::Here};
 
 /// Points of the short form.
 const POINTS: usize = 20;
@@ -24,17 +31,57 @@ enum Starts {
     New,
 }
 
+/// What is known of a version.
+#[derive(Clone, Copy)]
+struct Known {
+    version: Version,
+    root_hash: Sha256,
+    uki: Sha256,
+}
+
 struct Scene {
-    old: Image,
-    new: Image,
-    update: crate::update::file::WholeFile,
+    old: Known,
+    new: Known,
+    update: file::WholeFile,
     /// The disk before, and what happened to it.
     before: Vec<u8>,
     epochs: Vec<Vec<Event>>,
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl Known {
+    fn of(image: &Image) -> Self {
+        let Image { version, root_hash, .. } = *image;
+        Self { version, root_hash, uki: Sha256::of(&image.uki) }
+    }
+
+    fn here(&self, schema: u32) -> Here {
+        Here { root_hash: self.root_hash, version: self.version, schema }
+    }
 }
 
 impl Scene {
+    /// The image of a box, the system that starts from it, and an update that was made for it.
+    fn of_files(disk: &Path, update: &Path, keys: &Path) -> Self {
+        let keys = file::keys(keys).unwrap();
+        let update = file::UpdateFile::open(update, &keys).unwrap();
+        let update = update.read_through(|_, _| {}).unwrap();
+        let disk = MemoryDisk::new(std::fs::read(disk).unwrap());
+        let mut boot = disk.boot().unwrap();
+        let starts = boot.next().unwrap().unwrap();
+        let kernels = boot.kernels().unwrap();
+        let kernel = kernels.iter().find(|kernel| kernel.entry == Some(starts)).unwrap();
+        let root_hash = kernel.root_hash.unwrap();
+        let old = Known { version: starts.version, root_hash, uki: boot.hash(kernel).unwrap() };
+        let manifest = update.manifest();
+        let (version, root_hash, uki) = (manifest.version, manifest.root_hash, manifest.uki.sha256);
+        let new = Known { version, root_hash, uki };
+        let before = disk.kept().bytes.clone();
+        apply_to(&disk, old.here(manifest.schema), &update).unwrap();
+        let epochs = epochs(&disk);
+        Self { old, new, update, before, epochs, _folder: None }
+    }
+
     fn record(old: &str, older: &str, new: &str) -> Self {
         let (old, older, new) = (Image::new(old), Image::new(older), Image::new(new));
         let folder = tempfile::tempdir().unwrap();
@@ -49,9 +96,8 @@ impl Scene {
         disk.kept().events.clear();
         let before = disk.kept().bytes.clone();
         apply(&disk, &old, &update).unwrap();
-        let events = disk.kept().events.clone();
-        let epochs = events.split(|event| *event == Event::Flush).map(<[Event]>::to_vec).collect();
-        Self { old, new, update, before, epochs, _folder: folder }
+        let (old, new) = (Known::of(&old), Known::of(&new));
+        Self { old, new, update, before, epochs: epochs(&disk), _folder: Some(folder) }
     }
 
     /// The disk after a cut: everything up to an epoch, and of that epoch what chance keeps.
@@ -97,7 +143,7 @@ impl Scene {
         };
         ensure!(next.version == image.version, "{next} starts another version");
         // The firmware starts nothing whose signature does not fit: the kernel must be whole.
-        ensure!(boot.hash(kernel)? == Sha256::of(&image.uki), "{next} is not whole");
+        ensure!(boot.hash(kernel)? == image.uki, "{next} is not whole");
         let slots = disk.layout()?.slots;
         let slot = slots.iter().find(|slot| slot.root_hash() == image.root_hash);
         let slot = slot.context("no partition has the ids that the kernel looks for")?;
@@ -116,7 +162,11 @@ impl Scene {
     }
 
     /// Cuts the power at so many points; how often which version starts.
-    fn cut_often(&self, points: usize) -> BTreeMap<Starts, usize> {
+    fn cut_often(
+        &self,
+        points: usize,
+        mut keep: impl FnMut(usize, Starts, &MemoryDisk),
+    ) -> BTreeMap<Starts, usize> {
         let mut random = Random(7);
         let mut counts = BTreeMap::new();
         for point in 0..points {
@@ -125,14 +175,46 @@ impl Scene {
                 panic!("point {point}, after {epoch} of {} flushes: {error:#}", self.epochs.len())
             });
             *counts.entry(starts).or_default() += 1;
+            keep(point, starts, &disk);
             if starts == Starts::Old && point.is_multiple_of(4) {
                 // The admin tries again.
-                apply(&disk, &self.old, &self.update).unwrap();
+                let schema = self.update.manifest().schema;
+                apply_to(&disk, self.old.here(schema), &self.update).unwrap();
                 assert_eq!(self.judge(&disk).unwrap(), Starts::New, "point {point}, again");
             }
         }
         counts
     }
+}
+
+/// What was written between two flushes.
+fn epochs(disk: &MemoryDisk) -> Vec<Vec<Event>> {
+    let events = disk.kept().events.clone();
+    events.split(|event| *event == Event::Flush).map(<[Event]>::to_vec).collect()
+}
+
+/// The same over the image of a box, if `DISK`, `UPDATE` and `KEYS` name one, an update for it and its release keys. `OUT` gets three images of each outcome, to
+/// start them.
+#[test]
+fn power_cuts_on_the_image_of_a_box() {
+    let path = |name| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let (Some(disk), Some(update), Some(keys)) = (path("DISK"), path("UPDATE"), path("KEYS"))
+    else {
+        println!("DISK, UPDATE and KEYS name no image of a box");
+        return;
+    };
+    let scene = Scene::of_files(&disk, &update, &keys);
+    let mut kept = BTreeMap::new();
+    let counts = scene.cut_often(points(), |point, starts, disk| {
+        let count: &mut usize = kept.entry(starts).or_default();
+        if let Some(out) = path("OUT").filter(|_| *count < 3) {
+            let name = format!("cut-{point}-{starts:?}.raw").to_ascii_lowercase();
+            std::fs::write(out.join(name), &disk.kept().bytes).unwrap();
+            *count += 1;
+        }
+    });
+    println!("{} flushes; {counts:?}", scene.epochs.len());
+    assert!(counts.contains_key(&Starts::Old), "{counts:?}");
 }
 
 fn points() -> usize {
@@ -143,7 +225,7 @@ fn points() -> usize {
 fn a_power_cut_leaves_the_old_version_or_the_new_one() {
     let scene = Scene::record("0.1.0", "0.0.9", "0.2.0");
     assert_eq!(scene.judge(&MemoryDisk::new(scene.before.clone())).unwrap(), Starts::Old);
-    let counts = scene.cut_often(points());
+    let counts = scene.cut_often(points(), |_, _, _| {});
     println!("{} flushes; {counts:?}", scene.epochs.len());
     assert!(counts.contains_key(&Starts::Old), "{counts:?}");
 }
@@ -151,7 +233,7 @@ fn a_power_cut_leaves_the_old_version_or_the_new_one() {
 #[test]
 fn a_power_cut_on_the_way_to_an_older_version_leaves_one_of_the_two() {
     let scene = Scene::record("0.3.0", "0.0.9", "0.2.0");
-    let counts = scene.cut_often(points());
+    let counts = scene.cut_often(points(), |_, _, _| {});
     assert!(counts.contains_key(&Starts::Old), "{counts:?}");
 }
 
