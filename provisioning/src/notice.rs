@@ -4,10 +4,15 @@
 //! texts) and `ask` (a question) are shown as such, every other field of the object as a name with its value. The answer to a question goes, as one
 //! line, into the named pipe `answers/NAME`.
 
-use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path};
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
-use nix::fcntl::OFlag;
+use nix::{fcntl::OFlag, sys::stat::Mode, unistd::mkfifo};
 use serde_json::{Map, Value};
 
 use crate::files;
@@ -18,6 +23,10 @@ const NOTICE_BYTES_MAX: usize = 64 * 1024;
 const NOTICES_MAX: usize = 16;
 /// Characters of one value of a notice.
 const VALUE_CHARS_MAX: usize = 400;
+/// Beside the notices: while it is there somebody is asked to type, and the rules for devices let a keyboard in.
+pub(crate) const KEYBOARD: &str = "keyboard-wanted";
+/// Bytes of a line that somebody types.
+const ANSWER_BYTES_MAX: u64 = 256;
 /// The folder of the pipes for answers, below that of the notices.
 pub(crate) const ANSWERS: &str = "answers";
 
@@ -55,6 +64,57 @@ pub(crate) fn answer(folder: &Path, name: &str, text: &str) -> anyhow::Result<()
         .open(&path)
         .context("nobody waits for this answer any more")?;
     pipe.write_all(format!("{text}\n").as_bytes()).context("the answer was not taken")
+}
+
+/// A question that whoever stands at the console answers. While there is one, a keyboard is let in.
+pub(crate) struct Question {
+    pipe: PathBuf,
+    keyboard: PathBuf,
+}
+
+impl Question {
+    /// The question of the notice of this name. The group of this process, which is that of the console, may answer.
+    pub(crate) fn open(folder: &Path, name: &str) -> anyhow::Result<Self> {
+        let answers = folder.join(ANSWERS);
+        fs::create_dir_all(&answers).context("cannot make the folder for answers")?;
+        let pipe = answers.join(name);
+        // What an earlier question left may be anything.
+        withdraw(&pipe)?;
+        mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)
+            .context("cannot make the pipe for the answer")?;
+        fs::set_permissions(&pipe, fs::Permissions::from_mode(0o620))
+            .context("cannot give the pipe to the console")?;
+        let keyboard = folder.join(KEYBOARD);
+        fs::write(&keyboard, b"").context("cannot ask for a keyboard")?;
+        Ok(Self { pipe, keyboard })
+    }
+
+    /// The next line that somebody types. This waits for them.
+    pub(crate) fn answer(&self) -> anyhow::Result<String> {
+        let mut line = String::new();
+        let open = File::open(&self.pipe).context("cannot wait for an answer")?;
+        BufReader::new(open.take(ANSWER_BYTES_MAX))
+            .read_line(&mut line)
+            .context("cannot read the answer")?;
+        Ok(line)
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        // The folder is gone at the next start of the machine in any case.
+        let _ = withdraw(&self.keyboard).and_then(|()| withdraw(&self.pipe));
+    }
+}
+
+/// Takes a notice back; it may be gone already.
+pub(crate) fn withdraw(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn one(path: &Path) -> Option<Notice> {
@@ -145,7 +205,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let answers = folder.path().join(ANSWERS);
         fs::create_dir(&answers).unwrap();
-        nix::unistd::mkfifo(&answers.join("key"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        mkfifo(&answers.join("key"), Mode::S_IRWXU).unwrap();
         assert!(answer(folder.path(), "key", "yes").is_err());
         assert!(answer(folder.path(), "other", "yes").is_err());
     }

@@ -171,8 +171,8 @@ pub const PROVISION_OFFICERS_MAX: usize = 64;
 pub const STICK_ORDER_BYTES_MAX: usize = 16 * 1024;
 /// Days for which an order about people may be given ahead.
 pub const ORDER_DAYS_MAX: u32 = 31;
-/// Bytes of a new version of the box.
-pub const STICK_UPDATE_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of a new version of the box: its root with the tree of hashes, its kernel, and little beside them.
+pub const STICK_UPDATE_BYTES_MAX: u64 = UPDATE_ROOT_BYTES_MAX + UPDATE_UKI_BYTES_MAX + (16 << 20);
 /// Files of one stick that are copied.
 pub const STICK_FILES_MAX: usize = 1000;
 /// Files and folders that were left alone and are named.

@@ -15,6 +15,8 @@ mod pkcs11;
 #[cfg(test)]
 mod requests;
 #[cfg(test)]
+mod sandbox;
+#[cfg(test)]
 mod softhsm;
 #[cfg(test)]
 mod software;

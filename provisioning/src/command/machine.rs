@@ -2,23 +2,20 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Command as Process,
 };
 
 use anyhow::{Context as _, ensure};
 use clap::Subcommand;
-use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::json;
 
-use crate::notice;
+use crate::notice::Question;
 
 /// The name of the notice with the recovery key, and of the pipe for its confirmation.
 const NOTICE: &str = "recovery-key";
-/// Bytes of an answer.
-const ANSWER_BYTES_MAX: u64 = 1024;
 /// What enrols keys for an encrypted partition.
 const ENROL: &str = "/usr/bin/systemd-cryptenroll";
 
@@ -104,9 +101,9 @@ impl Place {
             .and_then(|line| line.as_str())
             .context("there is no recovery key")?
             .to_owned();
-        let pipe = self.pipe()?;
+        let question = Question::open(&self.state, NOTICE)?;
         loop {
-            if confirms(&answer(&pipe)?, &key) {
+            if confirms(&question.answer()?, &key) {
                 break;
             }
             self.publish(&key, "That was not its last group.")?;
@@ -119,7 +116,7 @@ impl Place {
     }
 
     fn recover(&self, device: &Path) -> anyhow::Result<()> {
-        let pipe = self.pipe()?;
+        let question = Question::open(&self.state, NOTICE)?;
         let mut remark = String::new();
         loop {
             self.tell(&json!({
@@ -127,7 +124,8 @@ impl Place {
                 "lines": [remark],
                 "ask": "Recovery key, with its dashes (nothing changes if it is wrong):",
             }))?;
-            match reseal(device, answer(&pipe)?.trim(), &self.state.join("recovery-key.typed")) {
+            match reseal(device, question.answer()?.trim(), &self.state.join("recovery-key.typed"))
+            {
                 Ok(()) => return Ok(()),
                 Err(error) => remark = format!("{error:#}"),
             }
@@ -150,33 +148,9 @@ impl Place {
         fs::rename(&new, &path).context("cannot write the notice")
     }
 
-    fn pipe(&self) -> anyhow::Result<PathBuf> {
-        let folder = self.state.join(notice::ANSWERS);
-        fs::create_dir_all(&folder).context("cannot make the folder for answers")?;
-        let pipe = folder.join(NOTICE);
-        if !pipe.exists() {
-            // The group of this process is that of the console.
-            mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)
-                .context("cannot make the pipe for the answer")?;
-        }
-        fs::set_permissions(&pipe, fs::Permissions::from_mode(0o620))
-            .context("cannot give the pipe to the console")?;
-        Ok(pipe)
-    }
-
     fn notice(&self) -> PathBuf {
         self.state.join(format!("{NOTICE}.json"))
     }
-}
-
-/// The next line that somebody types for a pipe. Opening it waits for them, and they are gone afterwards.
-fn answer(pipe: &Path) -> anyhow::Result<String> {
-    let mut line = String::new();
-    let open = File::open(pipe).context("cannot wait for an answer")?;
-    BufReader::new(open.take(ANSWER_BYTES_MAX))
-        .read_line(&mut line)
-        .context("cannot read the answer")?;
-    Ok(line)
 }
 
 /// Seals a partition to the TPM as it is now, in place of how it was sealed. The key is for that moment in a file, in memory.
@@ -223,6 +197,7 @@ fn confirms(line: &str, key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::notice;
 
     #[test]
     fn the_last_group_confirms() {
@@ -244,7 +219,6 @@ mod tests {
         place().publish("aaaaaaaa-bbbbbbbb", "").unwrap();
         let notices = notice::all(&state);
         assert_eq!(notices[0].lines[0], "aaaaaaaa-bbbbbbbb");
-        place().pipe().unwrap();
         let waiting = std::thread::spawn({
             let place = place();
             move || place.confirm()

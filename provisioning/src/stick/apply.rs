@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use http::Method;
 use sallyport_core::{
@@ -113,6 +113,9 @@ pub(crate) fn apply(args: &ApplyArgs, the_box: &TheBox, out: &Output) -> anyhow:
 fn confine(args: &ApplyArgs, out: &Output) -> anyhow::Result<()> {
     let mut folders = vec![args.quarantine.clone(), args.settings.folder().to_owned()];
     folders.extend(args.state.as_deref().and_then(Path::parent).map(Path::to_owned));
+    for folder in &folders {
+        ensure!(folder.is_dir(), "{} is not a folder", folder.display());
+    }
     let files = Files { reading_too: false, folders: &folders, devices: None };
     let enforced = sandbox::settle().and_then(|()| sandbox::confine_files(&files));
     if enforced.context("cannot enter the sandbox")? == Enforced::NotAtAll {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use super::{
-    OUT, RESULT,
+    Folder, OUT, RESULT,
     apply::ApplyArgs,
     inventory::Inventory,
     state::{Phase, StateFile},
@@ -85,6 +85,9 @@ fn visit(args: &RunArgs, the_box: &TheBox, state: &StateFile, out: &Output) -> a
             );
         }
     }
+    if inventory.of(Folder::Update, "update").next().is_some() {
+        state.want_update()?;
+    }
     state.tell(Phase::Done, true, !apply.success(), &lines)?;
     out.note("Done: the stick can be pulled out.")?;
     if apply.success() { Ok(()) } else { Err(Ended::Refused.into()) }
@@ -128,5 +131,5 @@ fn gate(the_box: &TheBox, arguments: Vec<OsString>) -> anyhow::Result<ExitStatus
         .args(arguments)
         .stdin(Stdio::null())
         .status()
-        .context("a gate cannot be started")
+        .context("this program cannot be started again")
 }

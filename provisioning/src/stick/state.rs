@@ -1,28 +1,24 @@
 //! What the console shows of a stick, and the result for people: one small file each, replaced in one step.
 //!
-//! The file is a *notice*: `title`, `lines` and `ask` are shown to whoever stands in front of the machine, and their answer comes through
-//! the named pipe `answers/NAME` beside it.
+//! The file is a notice ([`crate::notice`]).
 
 use std::{
-    fs::{self, File},
-    io::{BufRead as _, BufReader, ErrorKind, Read as _},
-    os::unix::fs::PermissionsExt as _,
+    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, ensure};
-use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde::Serialize;
 
 use super::{OUT, RESULT};
-use crate::{files, output, terminal};
+use crate::{
+    files,
+    notice::{self, KEYBOARD, Question},
+    output, terminal,
+};
 
-/// Beside the notice: while it is there somebody is asked to type, and a keyboard is let in.
-const KEYBOARD: &str = "keyboard-wanted";
-/// The folder of the pipes, beside the notice.
-const ANSWERS: &str = "answers";
-/// Bytes of a line that somebody types.
-const ANSWER_BYTES_MAX: u64 = 256;
+/// Beside the notice: the stick brought a new version of the box, which a service of its own writes.
+const UPDATE: &str = "update-wanted";
 
 /// Where a stick stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -89,24 +85,32 @@ impl StateFile {
     }
 
     /// Asks whoever stands at the console, and waits for a line. Meanwhile a keyboard is let in.
-    pub(crate) fn ask(&self, lines: &[String], question: &str) -> anyhow::Result<String> {
+    pub(crate) fn ask(&self, lines: &[String], ask: &str) -> anyhow::Result<String> {
         let path = self.0.as_deref().context("there is no console: say --state")?;
-        let pipe = pipe(path)?;
-        let mark = path.with_file_name(KEYBOARD);
-        fs::write(&mark, b"").with_context(|| format!("cannot write {}", mark.display()))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let question = Question::open(folder, &name)?;
         let phase = Phase::Confirm;
-        let (title, ask) = (phase.title(), Some(question));
+        let (title, ask) = (phase.title(), Some(ask));
         let notice = Notice { title, phase, safe_to_remove: false, refused: false, lines, ask };
-        let answer = publish(path, &notice).and_then(|()| answer(&pipe));
-        withdraw(&mark)?;
-        answer
+        publish(path, &notice)?;
+        let answer = question.answer()?;
+        ensure!(!answer.is_empty(), "nobody answered");
+        Ok(answer)
+    }
+
+    /// Asks for the service that writes updates.
+    pub(crate) fn want_update(&self) -> anyhow::Result<()> {
+        let Some(path) = &self.0 else { return Ok(()) };
+        let mark = path.with_file_name(UPDATE);
+        fs::write(&mark, b"").with_context(|| format!("cannot write {}", mark.display()))
     }
 
     /// Says nothing more of a stick that is gone.
     pub(crate) fn forget(&self) -> anyhow::Result<()> {
         let Some(path) = &self.0 else { return Ok(()) };
-        withdraw(&path.with_file_name(KEYBOARD))?;
-        withdraw(path)
+        notice::withdraw(&path.with_file_name(KEYBOARD))?;
+        notice::withdraw(path)
     }
 }
 
@@ -115,39 +119,6 @@ fn publish(path: &Path, notice: &Notice<'_>) -> anyhow::Result<()> {
     let new = path.with_extension("new");
     let written = fs::write(&new, json).and_then(|()| fs::rename(&new, path));
     written.with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn withdraw(path: &Path) -> anyhow::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The pipe for the answer, which the group of this process, that of the console, may write to.
-fn pipe(notice: &Path) -> anyhow::Result<PathBuf> {
-    let folder = notice.with_file_name(ANSWERS);
-    fs::create_dir_all(&folder).context("cannot make the folder for answers")?;
-    let pipe = folder.join(notice.file_stem().unwrap_or_default());
-    // What an earlier question left may be anything.
-    withdraw(&pipe)?;
-    mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).context("cannot make the pipe for the answer")?;
-    fs::set_permissions(&pipe, fs::Permissions::from_mode(0o620))
-        .context("cannot give the pipe to the console")?;
-    Ok(pipe)
-}
-
-/// The next line that somebody types. Opening the pipe waits for them.
-fn answer(pipe: &Path) -> anyhow::Result<String> {
-    let mut line = String::new();
-    let open = File::open(pipe).context("cannot wait for an answer")?;
-    BufReader::new(open.take(ANSWER_BYTES_MAX))
-        .read_line(&mut line)
-        .context("cannot read the answer")?;
-    ensure!(!line.is_empty(), "nobody answered");
-    Ok(line)
 }
 
 /// What became of a stick, line by line.

@@ -13,6 +13,8 @@ mod codes;
 #[cfg(test)]
 mod desk;
 #[cfg(test)]
+mod provision;
+#[cfg(test)]
 mod roster;
 #[cfg(test)]
 mod stick;
