@@ -137,7 +137,7 @@ pub enum Error {
 }
 
 impl Boot {
-    /// Whether the boot loader starts this system to try it.
+    /// Whether the boot loader starts this system to try it, and nobody blessed it yet: the server may have been started again since.
     ///
     /// # Errors
     /// If its word is there and cannot be read.
@@ -145,7 +145,8 @@ impl Boot {
         let Some(path) = &self.count else { return Ok(false) };
         let variable =
             files::read(path, VARIABLE_BYTES_MAX).map_err(files::failed("read", path))?;
-        Ok(variable.is_some_and(|variable| standing_of_boot(&variable) == Standing::Trial))
+        let tried = variable.is_some_and(|variable| standing_of_boot(&variable) == Standing::Trial);
+        Ok(tried && !self.is_blessed())
     }
 
     fn is_blessed(&self) -> bool {

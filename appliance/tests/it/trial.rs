@@ -205,6 +205,11 @@ fn what_the_boot_loader_says() {
     for (name, is_trial) in table {
         assert_eq!(data.variable(name).is_trial().unwrap(), is_trial, "{name}");
     }
+    // The server was started again after the blessing.
+    let boot = data.variable("sallyport_0.2.0+2-1.efi");
+    fs::write(data.path("blessed"), "").unwrap();
+    assert!(!boot.is_trial().unwrap());
+    fs::remove_file(data.path("blessed")).unwrap();
     fs::remove_file(data.path("LoaderBootCountPath")).unwrap();
     let boot = Boot { count: Some(data.path("LoaderBootCountPath")), blessed: None };
     assert!(!boot.is_trial().unwrap());

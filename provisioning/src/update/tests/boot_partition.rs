@@ -1,6 +1,7 @@
 //! The boot partition and the partition table after what others did to them.
 
 use sallyport_core::update::entry::{Counter, Entry};
+use sallyport_volume::Volume;
 
 use super::bench::{Event, Image, MemoryDisk, apply, disk, format, install, version, whole};
 use crate::update::{
@@ -158,7 +159,7 @@ fn two_names_of_one_kernel_become_one() {
     assert!(boot.hash(&kernels[0]).unwrap() == sallyport_core::digest::Sha256::of(&runs.uki));
 }
 
-/// What we write is what other implementations read: those of this machine, if it has them.
+/// What we write is what other programs read: the reader of sticks, which shares nothing with this one, and `fsck.vfat` where there is one.
 #[test]
 fn other_programs_read_what_was_written() {
     let [runs, older, new] = ["0.1.0", "0.0.9", "0.2.0"].map(Image::new);
@@ -166,11 +167,33 @@ fn other_programs_read_what_was_written() {
     let folder = tempfile::tempdir().unwrap();
     let update = whole(folder.path(), &new.update()).unwrap();
     apply(&disk, &runs, &update).unwrap();
-    let path = folder.path().join("esp");
     let place = disk.layout().unwrap().esp.place;
     let start = usize::try_from(place.start).unwrap();
     let end = start + usize::try_from(place.bytes).unwrap();
-    std::fs::write(&path, &disk.kept().bytes[start..end]).unwrap();
+    let esp = disk.kept().bytes[start..end].to_vec();
+    let path = folder.path().join("esp");
+    std::fs::write(&path, &esp).unwrap();
+
+    let mut volume = Volume::find(esp, "EFI").unwrap();
+    let mut found = volume.list(None).unwrap();
+    for name in ["EFI", "LINUX"] {
+        let below = found.into_iter().find(|entry| entry.name == name).unwrap();
+        found = volume.list(Some(&below)).unwrap();
+    }
+    let mut kernels = Vec::new();
+    for kernel in found.into_iter().filter(|entry| !entry.is_folder) {
+        let mut content = Vec::new();
+        let mut each = |piece: &[u8]| {
+            content.extend_from_slice(piece);
+            Ok(())
+        };
+        volume.read(&kernel, &mut each).unwrap();
+        kernels.push((kernel.name, content));
+    }
+    kernels.sort();
+    let wanted = [("sallyport_0.1.0.efi", &runs.uki), ("sallyport_0.2.0+3-0.efi", &new.uki)];
+    assert!(kernels == wanted.map(|(name, uki)| (name.to_owned(), uki.clone())));
+
     let mut check = std::process::Command::new("fsck.vfat");
     let check = check.arg("-n").arg(&path).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").output();
     if let Ok(check) = check {
