@@ -4,6 +4,7 @@
 //! calls one use case, and translates its answer.
 
 mod audit;
+mod backups;
 mod bundles;
 mod cards;
 mod certificates;
@@ -45,6 +46,9 @@ pub fn router() -> Router<Arc<App>> {
         .route(path::BUNDLES, get(bundles::status))
         .route(path::BUNDLES_EXPORT, post(bundles::export))
         .route(path::BUNDLES_IMPORT, post(bundles::import))
+        .route(path::BACKUP, post(backups::create))
+        .route(path::BACKUP_VERIFIED, post(backups::verified))
         .layer(Extension(rosters::OneAtATime::default()))
         .layer(Extension(bundles::OneAtATime::default()))
+        .layer(Extension(backups::OneAtATime::default()))
 }

@@ -13,6 +13,7 @@ use std::{
 
 use ring::hmac;
 use sallyport_core::{
+    backup::RESTORING_FOLDER,
     limits::{BLOCKING_CALLS_MAX, THUMBNAILS_AT_ONCE},
     sign::Policy,
     time::Millis,
@@ -116,6 +117,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A restore did not come to its end.
+    #[error("{} is left of a restore that was interrupted: run `sallyctl restore` again", path.display())]
+    Restoring {
+        /// The folder.
+        path: PathBuf,
+    },
     /// Another process works on the same data.
     #[error("another box already works in {}; stop it first", path.display())]
     Occupied {
@@ -172,6 +179,10 @@ impl App {
         boot: &Boot,
     ) -> Result<Arc<Self>, Error> {
         let data_dir = &config.data_dir;
+        let restoring = data_dir.join(RESTORING_FOLDER);
+        if restoring.exists() {
+            return Err(Error::Restoring { path: restoring });
+        }
         let lock = lock(data_dir)?;
         let start = trial::prepare(data_dir, boot.is_trial()?, sallyport_store::newest_schema())?;
         let metrics = Arc::new(Metrics::new());

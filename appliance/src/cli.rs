@@ -43,6 +43,12 @@ enum Command {
         #[arg(value_name = "FILE", default_value = "/etc/sallyport/sallyport.toml")]
         config: PathBuf,
     },
+    /// Check what `sallyctl restore` put into place and begin a new life with it; prints what came of it as JSON. A start does the same.
+    FinishRestore {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE", default_value = "/etc/sallyport/sallyport.toml")]
+        config: PathBuf,
+    },
     /// Print the version.
     Version {
         /// Print the schema of the database that this version makes instead.
@@ -71,6 +77,12 @@ impl Cli {
                 let config = Config::read(&config)?;
                 let text = toml::to_string(&config).context("cannot print the configuration")?;
                 print(&text)
+            }
+            Command::FinishRestore { config } => {
+                let report = serve::finish_restore(Config::read(&config)?)?;
+                let report = report.context("there is no restore to finish")?;
+                let json = serde_json::to_string(&report).context("cannot print the report")?;
+                print(&json)
             }
             Command::TokenHelper { arguments } => {
                 telemetry::log::install(LogLevel::Warn);

@@ -12,7 +12,11 @@ use std::{
 
 use ruma::{OwnedServerName, RoomVersionId};
 use rustls_pki_types::ServerName;
-use sallyport_core::{limits::PASSWORD_CHARACTERS_MIN, sign::PublicKey};
+use sallyport_core::{
+    backup::RecoveryKey,
+    limits::{BACKUP_RECIPIENTS_MAX, PASSWORD_CHARACTERS_MIN},
+    sign::PublicKey,
+};
 use sallyport_hsm::TokenConfig;
 use serde::{Deserialize, Serialize};
 
@@ -46,8 +50,13 @@ pub struct Config {
     pub roster: Roster,
     /// Bounds that depend on the machine.
     pub limits: Limits,
+    /// Backups.
+    pub backup: Backup,
     /// Logging.
     pub log: Log,
+    /// The file that it was read from. What lies in its folder belongs to the box's settings.
+    #[serde(skip)]
+    pub file: PathBuf,
 }
 
 /// A socket that the box listens on.
@@ -160,6 +169,28 @@ pub struct Roster {
     pub trusted_keys: Vec<PublicKey>,
 }
 
+/// Backups.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Backup {
+    /// The keys that backups are encrypted to, as `sallyctl ceremony recovery-key` prints them. Each of them opens a backup by itself.
+    pub recovery_keys: Vec<RecoveryKey>,
+}
+
+impl Backup {
+    fn check(self) -> Result<Self, Error> {
+        let keys = self.recovery_keys.len();
+        if keys <= BACKUP_RECIPIENTS_MAX {
+            return Ok(self);
+        }
+        Err(Error::Invalid {
+            key: "backup.recovery_keys".to_owned(),
+            problem: format!("{keys} keys are more than the {BACKUP_RECIPIENTS_MAX} of a backup"),
+            fix: "name fewer recovery officers",
+        })
+    }
+}
+
 /// Bounds that depend on the machine; all others are constants.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -248,7 +279,7 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
         let raw: RawConfig = toml::from_str(text)
             .map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })?;
-        raw.check()
+        Ok(Self { file: path.to_owned(), ..raw.check()? })
     }
 }
 
@@ -279,6 +310,8 @@ struct RawConfig {
     roster: Roster,
     #[serde(default)]
     limits: Limits,
+    #[serde(default)]
+    backup: Backup,
     #[serde(default)]
     log: Log,
 }
@@ -317,6 +350,8 @@ impl RawConfig {
             rooms: self.rooms.check()?,
             roster: self.roster,
             limits: self.limits.check()?,
+            backup: self.backup.check()?,
+            file: PathBuf::new(),
             log: self.log,
             server_name: self.server_name,
         })

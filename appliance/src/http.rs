@@ -29,7 +29,11 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 use sallyport_core::sign::KeyRole;
 
-use crate::{app::App, config::Api, service::token};
+use crate::{
+    app::App,
+    config::Api,
+    service::{backup, token},
+};
 use error::ApiError;
 use route::Endpoint;
 
@@ -90,11 +94,13 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
     let counted = app.run(|app| {
         let token = app.token.as_deref();
         let mode = token.and_then(|token| token::custody(&app.store, token, KeyRole::Event));
-        app.store.read(|read| read.backlog()).map(|backlog| (backlog, mode))
+        let backlog = app.store.read(|read| read.backlog())?;
+        backup::state(&app.store).map(|backup| (backlog, backup, mode))
     });
     match counted.await {
-        Ok((backlog, mode)) => {
+        Ok((backlog, backup, mode)) => {
             app.metrics.token_mode(mode);
+            app.metrics.backup(backup.last.map(|last| last.made));
             app.metrics.backlog(&backlog, now);
             app.metrics.token_health(app.token.as_ref().map(|token| token.health()));
             let waiters = app.notify.waiters();

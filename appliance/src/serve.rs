@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sallyport_core::{
-    admin::KeyPlace,
+    admin::{KeyPlace, RestoreReport},
     limits::{BLOCKING_CALLS_MAX, TLS_SIGNATURES_AT_ONCE},
     time::Millis,
 };
@@ -30,7 +30,7 @@ use crate::{
     config::{Config, RegistrationMode},
     http,
     listen::{self, Connections},
-    service::signer,
+    service::{backup::restore, signer},
     shutdown::{self, Trigger},
     telemetry,
     tls::Certificates,
@@ -64,12 +64,28 @@ pub fn run(config: Config, boot: Boot) -> anyhow::Result<()> {
         .context("cannot start the worker threads")?;
     let (trigger, shutdown) = shutdown::channel();
     let app = App::start(config, now, shutdown, &boot)?;
+    if let Some(report) = restore::finish(&app)? {
+        log::warn!(incarnation = report.incarnation; "the box begins a new life after a restore from backup");
+        report.next.iter().for_each(|step| log::warn!("next: {step}"));
+    }
     let served = runtime.block_on(serve(Arc::clone(&app), trigger, boot));
     // Calls that still run hold the app; the writer commits what it has when the last one goes.
     runtime.shutdown_timeout(LAST_CALLS);
     drop(app);
     log::info!("stopped");
     served
+}
+
+/// Finishes a restore without serving anybody, and answers what came of it; `None` if there was nothing to finish.
+///
+/// # Errors
+/// Whatever keeps the box from starting, or what was restored from being sound.
+pub fn finish_restore(config: Config) -> anyhow::Result<Option<RestoreReport>> {
+    telemetry::log::install(config.log.level);
+    // Nobody asks this box to stop: a signal ends the process.
+    let (_trigger, shutdown) = shutdown::channel();
+    let app = App::open(config, now, shutdown)?;
+    Ok(restore::finish(&app)?)
 }
 
 async fn serve(app: Arc<App>, trigger: Trigger, boot: Boot) -> anyhow::Result<()> {

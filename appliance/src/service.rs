@@ -9,6 +9,7 @@ pub mod activation;
 pub mod attempts;
 pub mod audit;
 pub mod backlog;
+pub mod backup;
 pub mod backups;
 pub mod bundle;
 pub mod certificates;

@@ -207,6 +207,18 @@ impl Vault {
         VaultStatus { box_key: self.holder, token_key }
     }
 
+    /// A copy of the vault for a backup, and the box key that opens it: it was made for the copy, so that the box's own never leaves the box. Key and copy
+    /// belong into something that is encrypted.
+    ///
+    /// # Errors
+    /// If the operating system has no randomness.
+    pub fn copy(&self) -> Result<(Secret32, Zeroizing<Vec<u8>>), Error> {
+        let key = Secret32::random().map_err(Error::Seal)?;
+        let mut content = self.lock().clone();
+        content.seal_to(&self.data_key, &key).map_err(Error::Seal)?;
+        Ok((key, Zeroizing::new(content.to_json(&self.path)?)))
+    }
+
     /// A key that was made with the vault.
     ///
     /// # Errors

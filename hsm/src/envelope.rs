@@ -398,7 +398,7 @@ impl Token for EnvelopeToken {
 
     fn agree(&self, key: &KeyName, peer: &[u8; P256_POINT_BYTES]) -> Result<Secret32, Error> {
         let Some(opened) = self.working(key)? else { return self.inner.agree(key, peer) };
-        if key.role() != KeyRole::CourierEncryption {
+        if !key.role().agrees() {
             let needed = KeyRole::CourierEncryption;
             return Err(Error::WrongRole { key: key.clone(), needed });
         }

@@ -95,7 +95,7 @@ pub enum KeyKind {
     /// An Ed25519 key pair: signs.
     #[n(0)]
     Ed25519,
-    /// A P-256 key pair: signs, or agrees if its role is [`KeyRole::CourierEncryption`] or [`KeyRole::Storage`].
+    /// A P-256 key pair: signs, or agrees if its role [agrees](KeyRole::agrees) or wraps.
     #[n(1)]
     P256,
     /// An AES-256 key: wraps.
@@ -111,7 +111,9 @@ impl KeyKind {
     pub fn suits(self, role: KeyRole) -> bool {
         match role {
             KeyRole::Event => self == Self::Ed25519,
-            KeyRole::CourierEncryption | KeyRole::Ca | KeyRole::Tls => self == Self::P256,
+            KeyRole::CourierEncryption | KeyRole::Recovery | KeyRole::Ca | KeyRole::Tls => {
+                self == Self::P256
+            }
             KeyRole::Storage | KeyRole::CourierStorage => self != Self::Ed25519,
             KeyRole::Courier
             | KeyRole::Root
@@ -187,7 +189,9 @@ impl Caps {
     pub fn kind_for(&self, role: KeyRole) -> Option<KeyKind> {
         match role {
             KeyRole::Event => self.ed25519.then_some(KeyKind::Ed25519),
-            KeyRole::CourierEncryption => self.p256_agree.then_some(KeyKind::P256),
+            KeyRole::CourierEncryption | KeyRole::Recovery => {
+                self.p256_agree.then_some(KeyKind::P256)
+            }
             KeyRole::Ca | KeyRole::Tls => self.p256_sign.then_some(KeyKind::P256),
             KeyRole::Storage | KeyRole::CourierStorage => self.storage_kind(),
             KeyRole::Courier

@@ -186,7 +186,7 @@ impl Token for SoftwareToken {
     }
 
     fn agree(&self, key: &KeyName, peer: &[u8; P256_POINT_BYTES]) -> Result<Secret32, Error> {
-        if key.role() != KeyRole::CourierEncryption {
+        if !key.role().agrees() {
             let needed = KeyRole::CourierEncryption;
             return Err(Error::WrongRole { key: key.clone(), needed });
         }

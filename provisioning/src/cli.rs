@@ -8,8 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     client::{self, Box as TheBox},
     command::{
-        approve, audit, bundle, card, ceremony, certificate, clock, codes, console, hsm, machine,
-        peer, provision, roster, status, stick, token, update,
+        approve, audit, backup, bundle, card, ceremony, certificate, clock, codes, console, hsm,
+        machine, peer, provision, restore, roster, status, stick, token, update,
     },
     output::Output,
     terminal,
@@ -43,6 +43,12 @@ When a new version of the system comes (on the box; image/UPDATES.md tells it st
   sallyctl update inspect FILE    what it is, and whether it is genuine
   sallyctl update apply FILE      writes it to the slot that does not run; then start the box again
   sallyctl update status          what runs, what would start next, how the last update ended
+
+Against the loss of the box (each recovery officer keeps a token elsewhere):
+  sallyctl ceremony recovery-key  make a recovery officer's key
+  sallyctl backup create          a backup on a stick, encrypted to those keys
+  sallyctl backup verify          can it be opened, and is everything in it
+  sallyctl restore                a new box of it
 
 Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 the box does not answer,
 4 officers must approve, 5 the audit log was tampered with.";
@@ -107,6 +113,11 @@ enum Command {
     /// Export and import bundles: what enclaves send each other on sticks.
     #[command(subcommand)]
     Bundle(bundle::Command),
+    /// Make backups of the box on a stick, and check them.
+    #[command(subcommand)]
+    Backup(backup::Command),
+    /// Make a new box of backups, on new hardware and with a new token: one command for all of it.
+    Restore(Box<restore::Restore>),
     /// Approve, as an officer, a command that somebody else gives: exports, imports and the like.
     #[command(subcommand)]
     Approve(approve::Command),
@@ -160,6 +171,8 @@ impl Cli {
             Command::Card(command) => command.run(&the_box, &out),
             Command::Peer(command) => command.run(&the_box, &out),
             Command::Bundle(command) => command.run(&the_box, &out),
+            Command::Backup(command) => command.run(&the_box, &out),
+            Command::Restore(restore) => restore.run(&out),
             Command::Approve(command) => command.run(&out),
             Command::Audit(command) => command.run(&the_box, &out),
             Command::Certificate(command) => command.run(&the_box, &out),

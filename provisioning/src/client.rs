@@ -146,6 +146,17 @@ impl Box {
         self.file(self.authorised(Method::POST, path, approvals)?, to)
     }
 
+    /// Gives a command whose answer is a large file; `watch` hears how many bytes have come, and the number that the answer has in a header.
+    pub(crate) fn command_fetch_watched(
+        &self,
+        path: &str,
+        to: &mut impl Write,
+        header: &str,
+        watch: impl FnMut(u64, Option<u64>),
+    ) -> anyhow::Result<u64> {
+        self.watched_file(self.authorised(Method::POST, path, vec![])?, to, header, watch)
+    }
+
     fn authorised(
         &self,
         method: Method,
@@ -165,20 +176,34 @@ impl Box {
         body: Sent,
     ) -> anyhow::Result<T> {
         self.round_trip(request, body, async |answer| {
-            let body = Limited::new(answer, ANSWER_BYTES_MAX).collect().await;
+            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
             let body = body.map_err(|e| Error::Broken(anyhow::Error::from_boxed(e)))?.to_bytes();
             serde_json::from_slice(&body).map_err(|e| Error::Broken(e.into()).into())
         })
     }
 
     fn file(&self, request: request::Builder, to: &mut impl Write) -> anyhow::Result<u64> {
-        self.round_trip(request, empty(), async |mut answer| {
+        self.watched_file(request, to, "", |_, _| {})
+    }
+
+    fn watched_file(
+        &self,
+        request: request::Builder,
+        to: &mut impl Write,
+        header: &str,
+        mut watch: impl FnMut(u64, Option<u64>),
+    ) -> anyhow::Result<u64> {
+        self.round_trip(request, empty(), async |answer| {
+            let (head, mut answer) = answer.into_parts();
+            let number =
+                head.headers.get(header).and_then(|value| value.to_str().ok()?.parse().ok());
             let mut bytes = 0;
             while let Some(frame) = answer.frame().await {
                 let frame = frame.map_err(|e| Error::Broken(e.into()))?;
                 if let Some(chunk) = frame.data_ref() {
                     to.write_all(chunk).context("cannot write the file")?;
                     bytes += chunk.len() as u64;
+                    watch(bytes, number);
                 }
             }
             Ok(bytes)
@@ -189,7 +214,7 @@ impl Box {
         &self,
         request: request::Builder,
         body: Sent,
-        read: impl AsyncFnOnce(Incoming) -> anyhow::Result<T>,
+        read: impl AsyncFnOnce(Response<Incoming>) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let request = request
             .header(header::HOST, "localhost")
@@ -202,7 +227,7 @@ impl Box {
         runtime.block_on(async {
             let answer = exchange(&self.socket, request).await?;
             if answer.status().is_success() {
-                return read(answer.into_body()).await;
+                return read(answer).await;
             }
             Err(refusal(answer).await.into())
         })

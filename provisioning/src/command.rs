@@ -2,6 +2,7 @@
 
 pub(crate) mod approve;
 pub(crate) mod audit;
+pub(crate) mod backup;
 pub(crate) mod bundle;
 pub(crate) mod card;
 pub(crate) mod ceremony;
@@ -13,6 +14,8 @@ pub(crate) mod hsm;
 pub(crate) mod machine;
 pub(crate) mod peer;
 pub(crate) mod provision;
+pub(crate) mod recovery;
+pub(crate) mod restore;
 pub(crate) mod roster;
 pub(crate) mod signer;
 pub(crate) mod status;

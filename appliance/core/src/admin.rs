@@ -21,6 +21,8 @@
 //! | `GET` [`path::BUNDLES`] | | [`PeerBundles`] list |
 //! | `POST` [`path::BUNDLES_EXPORT`]`?peer=NAME` | | the bundle |
 //! | `POST` [`path::BUNDLES_IMPORT`] | a bundle | [`BundleImported`] |
+//! | `POST` [`path::BACKUP`]`?since=ID` | | the backup, encrypted; [`BACKUP_BYTES`] says how much it is at most |
+//! | `POST` [`path::BACKUP_VERIFIED`] | [`BackupVerified`] | [`BackupMade`] |
 //! | `GET` [`path::CERTIFICATE`] | | [`CertificateStatus`] |
 //! | `PUT` [`path::CERTIFICATE`] | chain in PEM that a higher CA gave for ours | [`CertificateStatus`] |
 //! | `POST` [`path::CERTIFICATE_REQUEST`]`?of=ca` or `tls` | | request for a certificate (PKCS #10) in PEM |
@@ -34,6 +36,7 @@
 
 mod approval;
 mod backlog;
+mod backup;
 mod card_request;
 mod keys;
 
@@ -43,6 +46,7 @@ use serde::{Deserialize, Serialize};
 
 pub use approval::{Approval, Approvers, Consent, NotApproved, Unapproved, verify};
 pub use backlog::{Backlog, BacklogWarning};
+pub use backup::{BackupMade, BackupState, BackupVerified, RestoreReport};
 pub use card_request::{CardRequest, CardTerms, NotARequest};
 pub use keys::{KeyAction, KeyOrder, KeyReport, KeyState, Keys, NewKey};
 
@@ -60,6 +64,9 @@ use crate::{
 pub const AUTHORITY: &str = "sallyport-authority";
 /// Header of the command that adds a peer: the fingerprint that the officer typed.
 pub const FINGERPRINT: &str = "sallyport-fingerprint";
+
+/// Header of the answer with a backup: the bytes of its content before they are compressed and encrypted, for a display of progress.
+pub const BACKUP_BYTES: &str = "sallyport-backup-bytes";
 
 /// Where each command is.
 pub mod path {
@@ -87,6 +94,10 @@ pub mod path {
     pub const BUNDLES_EXPORT: &str = "/admin/v1/bundles/export";
     /// A bundle of a peer.
     pub const BUNDLES_IMPORT: &str = "/admin/v1/bundles/import";
+    /// A new backup.
+    pub const BACKUP: &str = "/admin/v1/backup";
+    /// A backup was read back and verified.
+    pub const BACKUP_VERIFIED: &str = "/admin/v1/backup/verified";
     /// The serving certificate and the enclave CA.
     pub const CERTIFICATE: &str = "/admin/v1/certificate";
     /// A request to another CA.
@@ -175,6 +186,9 @@ pub struct Status {
     pub vault: VaultStatus,
     /// What waits for the token.
     pub backlog: Backlog,
+    /// How the backups stand.
+    #[serde(default)]
+    pub backup: BackupState,
     /// What somebody should look after, in sentences.
     pub warnings: Vec<String>,
 }

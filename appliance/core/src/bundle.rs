@@ -38,10 +38,10 @@
 //! and reported ([`Records::skipped`]). A later version of the format is refused with the advice to update. For the rest see
 //! [`Error`], and [`sequence()`] for bundles that are sound but come twice or out of order.
 
-mod chunk;
+pub(crate) mod chunk;
 mod error;
 mod header;
-mod hpke;
+pub(crate) mod hpke;
 mod manifest;
 mod order;
 mod reader;

@@ -15,6 +15,7 @@
 
 pub mod admin;
 pub mod audit;
+pub mod backup;
 pub mod bundle;
 pub mod card;
 pub mod cbor;

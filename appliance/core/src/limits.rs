@@ -245,6 +245,34 @@ pub const TO_DEVICE_RECIPIENTS_MAX: usize = 20_000;
 /// Signatures that one request may bring.
 pub const KEY_SIGNATURES_MAX: usize = 2_000;
 
+// --- Backups (`backup`) ---
+
+/// Bytes of the header of a backup: the stanzas of all recipients fit.
+pub const BACKUP_HEADER_BYTES_MAX: usize = 32 * 1024;
+/// Recovery keys that a backup is encrypted to.
+pub const BACKUP_RECIPIENTS_MAX: usize = 16;
+/// Bytes of the head of one item of a backup: a name and three numbers.
+pub const BACKUP_ITEM_HEAD_BYTES_MAX: usize = 512;
+/// Bytes of one block of an item.
+pub const BACKUP_BLOCK_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of a settings file, of a file with wrapped keys, or of the signed manifest.
+pub const BACKUP_FILE_BYTES_MAX: usize = 1 << 20;
+/// Settings files, and files with wrapped keys, of a backup.
+pub const BACKUP_FILES_MAX: usize = 64;
+/// Media files that a backup may refer to. A reader keeps 41 bytes for each.
+pub const BACKUP_MEDIA_MAX: usize = 4 << 20;
+/// Bytes of the database, and of one media file, in a backup: 1 TiB.
+pub const BACKUP_CONTENT_BYTES_MAX: u64 = 1 << 40;
+/// Backups that one restore takes: a full one and those that follow it.
+pub const BACKUP_CHAIN_MAX: usize = 64;
+/// Milliseconds after which the box warns that it has no younger backup: a week.
+pub const BACKUP_AGE_MS_WARNING: u64 = 7 * 24 * 60 * 60 * 1000;
+/// Backups that the box remembers the media of, so that a next one can follow them.
+pub const BACKUPS_REMEMBERED: usize = 8;
+/// Stream positions that a restore leaves out: more than a box can have used between its last backup and its end, so that no number that
+/// clients or peers saw is used again for something else.
+pub const RESTORE_POSITIONS_SKIPPED: i64 = 1 << 32;
+
 // --- The exchange of bundles ---
 
 /// Milliseconds for which a courier key may be used once a card or bundle names it: two years.

@@ -62,6 +62,8 @@ pub enum KeyRole {
     Storage,
     /// Wraps the private half of one hybrid courier encryption key, and is destroyed with it. As a storage key.
     CourierStorage,
+    /// A recovery officer's key, which opens backups: agrees, never signs. Always P-256.
+    Recovery,
     /// The enclave CA: signs certificates. Always P-256, because devices know it.
     Ca,
     /// Signs the handshakes of TLS. Always P-256, for the same reason.
@@ -81,6 +83,7 @@ impl KeyRole {
         Self::Audit,
         Self::Storage,
         Self::CourierStorage,
+        Self::Recovery,
         Self::Ca,
         Self::Tls,
         Self::Release,
@@ -97,6 +100,7 @@ impl KeyRole {
             Self::Audit => "audit",
             Self::Storage => "storage",
             Self::CourierStorage => "courier-storage",
+            Self::Recovery => "recovery",
             Self::Ca => "ca",
             Self::Tls => "tls",
             Self::Release => "release",
@@ -109,6 +113,12 @@ impl KeyRole {
     #[must_use]
     pub fn wraps(self) -> bool {
         matches!(self, Self::Storage | Self::CourierStorage)
+    }
+
+    /// Whether keys of this role agree with other keys, for opening what was encrypted to them.
+    #[must_use]
+    pub fn agrees(self) -> bool {
+        matches!(self, Self::CourierEncryption | Self::Recovery)
     }
 }
 
@@ -151,6 +161,8 @@ pub enum SigningRequest {
     Approval(Vec<u8>),
     /// A checkpoint of the audit log: `Sig_structure` with [`context::CHECKPOINT`].
     Checkpoint(Vec<u8>),
+    /// What a backup contains: `Sig_structure` with [`context::BACKUP`].
+    Backup(Vec<u8>),
     /// What the token says of an event key that it wraps but cannot hold: `Sig_structure` with [`context::WORKING_KEY`].
     WorkingKey(Vec<u8>),
     /// The manifest of an update of the system: `Sig_structure` with [`context::UPDATE`].
@@ -260,6 +272,7 @@ impl SigningRequest {
             Self::Roster(_) => RequestKind::Roster,
             Self::Approval(_) => RequestKind::Approval,
             Self::Checkpoint(_) => RequestKind::Checkpoint,
+            Self::Backup(_) => RequestKind::Backup,
             Self::WorkingKey(_) => RequestKind::WorkingKey,
             Self::Update(_) => RequestKind::Update,
             Self::Certificate(_) => RequestKind::Certificate,
@@ -273,7 +286,10 @@ impl SigningRequest {
     pub fn role(&self) -> KeyRole {
         match self {
             Self::Pdu { .. } | Self::KeyDocument { .. } | Self::XMatrix { .. } => KeyRole::Event,
-            Self::Manifest(_) | Self::Acknowledgement(_) | Self::WorkingKey(_) => KeyRole::Courier,
+            Self::Manifest(_)
+            | Self::Acknowledgement(_)
+            | Self::Backup(_)
+            | Self::WorkingKey(_) => KeyRole::Courier,
             Self::Card(_) => KeyRole::Root,
             Self::Roster(_) | Self::Approval(_) => KeyRole::Officer,
             Self::Checkpoint(_) => KeyRole::Audit,
@@ -297,6 +313,7 @@ impl SigningRequest {
             Self::Roster(bytes) => context::check("roster", context::ROSTER, bytes),
             Self::Approval(bytes) => context::check("approval", context::APPROVAL, bytes),
             Self::Checkpoint(bytes) => context::check("checkpoint", context::CHECKPOINT, bytes),
+            Self::Backup(bytes) => context::check("backup", context::BACKUP, bytes),
             Self::WorkingKey(bytes) => working_key(bytes, policy),
             Self::Update(bytes) => context::check("update", context::UPDATE, bytes),
             Self::Certificate(der) => x509::certificate(der, policy),

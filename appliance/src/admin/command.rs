@@ -99,7 +99,7 @@ where
     carried_out.await
 }
 
-fn note_failure(app: &App, entry: Entry) {
+pub(super) fn note_failure(app: &App, entry: Entry) {
     let written: Result<_, sallyport_store::Error> =
         app.store.write(move |write| write.append_audit(entry));
     if let Err(error) = written {

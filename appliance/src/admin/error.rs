@@ -9,7 +9,7 @@ use sallyport_core::admin::{ErrorBody, ErrorCode};
 
 use crate::{
     http::error::ApiError,
-    service::{activation, audit, bundle, clock, own_keys, peers, roster, rotation, token},
+    service::{activation, audit, backup, bundle, clock, own_keys, peers, roster, rotation, token},
     telemetry, tls,
 };
 
@@ -149,6 +149,24 @@ impl From<clock::Error> for AdminError {
             clock::Error::Store(error) => of_store(error),
             clock::Error::Approval(_) => ErrorCode::NeedsApproval,
             clock::Error::Behind { .. } => ErrorCode::Refused,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<backup::Error> for AdminError {
+    fn from(error: backup::Error) -> Self {
+        use backup::Error;
+        let code = match &error {
+            Error::Store(error) => of_store(error),
+            Error::Keys(error) => of_keys(error),
+            Error::Approval(_) => ErrorCode::NeedsApproval,
+            Error::Token(_) | Error::NoRoom { .. } => ErrorCode::Unavailable,
+            Error::NotRemembered(_) | Error::Unknown(_) => ErrorCode::NotFound,
+            Error::NoRecoveryKeys | Error::NoToken | Error::Peers(_) | Error::TooManyMedia => {
+                ErrorCode::Refused
+            }
+            _ => ErrorCode::Internal,
         };
         Self::new(code, error)
     }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     app::App,
-    service::{backlog::backlog, clock, token},
+    service::{backlog::backlog, backup, clock, token},
 };
 
 /// How the box is.
@@ -30,7 +30,9 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
     let status = command::run(&app, move |app| {
         let token = token_report(app);
         let backlog = backlog(&app.store, &app.config.data_dir)?;
-        let warnings = warnings(app, &backlog, now);
+        let backup = backup::state(&app.store)?;
+        let mut warnings = warnings(app, &backlog, now);
+        warnings.extend(backup::warnings(app, &backup, now));
         app.store.read(|read| {
             Ok::<_, sallyport_store::Error>(Status {
                 server_name: app.config.server_name.clone(),
@@ -43,6 +45,7 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Answer<Status> {
                 certificate: app.certificates.as_ref().and_then(|tls| tls.status().ok()),
                 vault: app.vault.status(),
                 backlog,
+                backup,
                 warnings,
             })
         })

@@ -16,7 +16,7 @@ pub fn backlog(store: &Store, data_dir: &Path) -> Result<Backlog, sallyport_stor
 }
 
 /// Bytes that this process may still write to the disk of a folder.
-fn disk_free(folder: &Path) -> Option<u64> {
+pub(crate) fn disk_free(folder: &Path) -> Option<u64> {
     let disk = statvfs(folder).ok()?;
     Some(disk.blocks_available().saturating_mul(disk.fragment_size()))
 }

@@ -47,6 +47,11 @@ pub enum Error {
     /// There is no own card.
     #[error("the box has no card of its own: have the enclave root sign one and install it")]
     NoOwnCard,
+    /// The own card is from before a restore.
+    #[error(
+        "the box was restored from a backup, and its card is from before: have the enclave root sign a new one (`sallyctl card request`, `sallyctl ceremony sign-card`, `sallyctl card install`)"
+    )]
+    CardOfBefore,
     /// The peer has no key that can be used.
     #[error("every encryption key on {0}'s card has expired: exchange new cards")]
     NoRecipientKey(OwnedServerName),

@@ -59,7 +59,7 @@ impl Current {
 }
 
 /// The roles of which a box has a key of its own, and what kind it is unless the token prefers another.
-const ROLES: [(KeyRole, KeyKind); 4] = [
+pub(crate) const ROLES: [(KeyRole, KeyKind); 4] = [
     (KeyRole::Event, KeyKind::Ed25519),
     (KeyRole::Courier, KeyKind::Ed25519),
     (KeyRole::CourierEncryption, KeyKind::P256),
@@ -96,6 +96,24 @@ pub fn ensure_one(
     if let Some(current) = current(store, role)? {
         return Ok(current);
     }
+    let current = adopt_or_make(store, token, role, kind, now)?;
+    let key = current.key.clone();
+    store.write(move |write| write.insert_own_key(&key))?;
+    log::info!(key:% = current.name; "the box has a new key");
+    Ok(current)
+}
+
+/// A key of a role that the box has never used: one that the token has already, or a new one. The box does not use it yet.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn adopt_or_make(
+    store: &Store,
+    token: &dyn Token,
+    role: KeyRole,
+    kind: KeyKind,
+    now: Millis,
+) -> Result<Current, Error> {
     let known = store.read(|read| read.own_keys(role.as_str()))?;
     let is_known = |name: &KeyName| known.iter().any(|key| key.name == name.to_string());
     let mut theirs = token.keys()?.into_iter();
@@ -105,10 +123,7 @@ pub fn ensure_one(
         None => token.generate(role, token.kind_for(role).unwrap_or(kind))?,
     };
     let key = own_key(token, &name, now)?;
-    let current = Current { name, key: key.clone() };
-    store.write(move |write| write.insert_own_key(&key))?;
-    log::info!(key:% = current.name; "the box has a new key");
-    Ok(current)
+    Ok(Current { name, key })
 }
 
 /// Makes a new key of a role in the token. The box does not use it yet.

@@ -11,11 +11,12 @@ use sallyport_core::{
     },
     cose::KeyId,
     event::{KeyDocument, KeyDocumentError},
+    incarnation::Incarnation,
     limits,
     sign::{KeyRole, PublicKey},
     time::Millis,
 };
-use sallyport_store::{Peer, Store};
+use sallyport_store::{Peer, Store, Write};
 
 use super::{
     hybrid,
@@ -238,18 +239,68 @@ pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, order: &Order) -> Resu
     let hash = ("card", card.hash().to_string());
     let entry = mandate.entry("peer.add", &server, [hash]);
     let ours = app.config.server_name.clone();
+    let new = card.clone();
     app.store.write(move |write| {
         let (known, own) = (write.peer(&server)?.map(|peer| peer.card), write.own_card()?);
         let command =
             || format!("sallyctl approve peer CARD --enclave {ours} --token TOKEN --out APPROVAL");
         check_succession(known.as_deref(), &bytes, own.as_deref(), &mandate, command)?;
         write.set_peer(&server, &bytes, now)?;
+        if let Some(known) = known {
+            let before = Card::stored(&known)?.content().incarnation;
+            note_new_life(write, &new, before, now)?;
+        }
         write.keep_server_keys(&document)?;
         write.allot_one_time_keys(&server, POOL_TARGET)?;
         write.append_audit(entry)?;
         Ok::<_, Error>(())
     })?;
     Ok(card)
+}
+
+/// Takes the card with which the enclave root says that a peer was restored, from a bundle of its new life: it renews the one we have.
+///
+/// # Errors
+/// If the database fails or holds something that is no card.
+pub fn begin_new_life(
+    app: &App,
+    server: &ServerName,
+    bytes: Vec<u8>,
+    mandate: &Mandate,
+) -> Result<(), Error> {
+    let (server, now) = (server.to_owned(), mandate.now());
+    let card = Card::stored(&bytes)?;
+    let details = [
+        ("card", card.hash().to_string()),
+        ("serial", card.content().serial.to_string()),
+        ("incarnation", card.content().incarnation.to_string()),
+    ];
+    let entry = mandate.entry("peer.restored", &server, details);
+    app.store.write(move |write| {
+        let known = write.peer(&server)?.map(|peer| peer.card);
+        write.set_peer(&server, &bytes, now)?;
+        if let Some(known) = known {
+            let before = Card::stored(&known)?.content().incarnation;
+            note_new_life(write, &card, before, now)?;
+        }
+        write.append_audit(entry)?;
+        Ok(())
+    })
+}
+
+/// If a card is of another life of the peer's database than the one before, the exchange begins anew: what we told it may be lost there.
+fn note_new_life(
+    write: &mut Write<'_>,
+    card: &Card,
+    before: Incarnation,
+    now: Millis,
+) -> Result<(), Error> {
+    let content = card.content();
+    if content.incarnation != before {
+        log::warn!(peer:% = content.server_name; "the peer was restored from a backup: it is told everything again");
+        write.note_peer_restored(&content.server_name, before, now)?;
+    }
+    Ok(())
 }
 
 /// Takes a newer card of a peer that came inside one of its bundles; answers the row that tells of it, `None` if there is nothing new.
@@ -267,8 +318,11 @@ pub fn renewal(
     if peer.card == bytes {
         return Ok(None);
     }
-    match Card::stored(&peer.card)?.renew(bytes) {
+    let known = Card::stored(&peer.card)?;
+    match known.renew(bytes) {
         Ok(card) if card.content().not_before > mandate.now() => Ok(None),
+        // Only a bundle of the new life brings the card of a new life.
+        Ok(card) if card.content().incarnation != known.content().incarnation => Ok(None),
         Ok(card) => {
             let details =
                 [("card", card.hash().to_string()), ("serial", card.content().serial.to_string())];

@@ -434,7 +434,7 @@ fn replace(
 }
 
 /// Until when an event key that is replaced now was valid: later than any event that it signed, whatever clock dated that.
-fn retirement(store: &Store, now: Millis) -> Result<Millis, Error> {
+pub(crate) fn retirement(store: &Store, now: Millis) -> Result<Millis, sallyport_store::Error> {
     let newest = store.read(|read| read.newest_local_time())?.unwrap_or_default();
     Ok(now.max(Millis(newest.0.saturating_add(1))))
 }

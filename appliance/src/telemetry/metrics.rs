@@ -36,6 +36,7 @@ pub struct Metrics {
     unsigned_events: Gauge,
     unsigned_oldest: Gauge,
     signed_events: Counter,
+    last_backup: Gauge,
     token_seconds: Histogram,
     token_mode: Family<ModeLabels, Gauge>,
     /// Handshakes that the token signed.
@@ -116,6 +117,7 @@ impl Metrics {
             unsigned_events: Gauge::default(),
             unsigned_oldest: Gauge::default(),
             signed_events: Counter::default(),
+            last_backup: Gauge::default(),
             token_seconds: seconds(),
             token_mode: Family::default(),
             tls_signatures: Counter::default(),
@@ -145,6 +147,7 @@ impl Metrics {
         registry.register("unsigned_events", "Own events that wait for their signature", self.unsigned_events.clone());
         registry.register_with_unit("unsigned_oldest", "How long the oldest of them has waited", Unit::Seconds, self.unsigned_oldest.clone());
         registry.register("signed_events", "Own events that the token signed", self.signed_events.clone());
+        registry.register_with_unit("last_backup_timestamp", "When the last verified backup was made, since 1970; 0 if there is none", Unit::Seconds, self.last_backup.clone());
         registry.register("token_requests", "Signatures asked for, by kind and by what came of it", self.token_requests.clone());
         registry.register_with_unit("token_request", "Time of a signature that was asked for alone", Unit::Seconds, self.token_request_seconds.clone());
         registry.register("token_ready", "Whether the token is open", self.token_ready.clone());
@@ -214,6 +217,12 @@ impl Metrics {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.unsigned_events.set(gauge(backlog.events));
         self.unsigned_oldest.set(gauge(backlog.age_seconds(now)));
+    }
+
+    /// Records when the last verified backup was made.
+    pub fn backup(&self, made: Option<Millis>) {
+        let seconds = made.map_or(0, |made| made.0 / 1000);
+        self.last_backup.set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 
     /// Records how the token stands; `None` if there is none.

@@ -73,9 +73,13 @@ impl Content {
     }
 
     pub(super) fn write(&self, path: &Path) -> Result<(), Error> {
-        let json = serde_json::to_vec_pretty(self)
-            .map_err(|error| files::failed("write", path)(std::io::Error::from(error)))?;
+        let json = self.to_json(path)?;
         Ok(files::replace(path, &json, Readers::None).map_err(files::failed("write", path))?)
+    }
+
+    pub(super) fn to_json(&self, path: &Path) -> Result<Vec<u8>, Error> {
+        let json = serde_json::to_vec_pretty(self);
+        Ok(json.map_err(|error| files::failed("write", path)(std::io::Error::from(error)))?)
     }
 
     /// The data key, if it was sealed with this box key.

@@ -120,13 +120,20 @@ impl Read<'_> {
         Ok(claims)
     }
 
-    /// The number of the last of what came from a server, such as `to_device`; 0 if nothing has come.
-    pub fn incoming_number(&self, server: &ServerName, kind: &str) -> Result<i64> {
+    /// The number of the last of what came from a life of a server's database, such as `to_device`; `None` if nothing has come.
+    pub fn incoming_number(
+        &self,
+        server: &ServerName,
+        incarnation: Incarnation,
+        kind: &str,
+    ) -> Result<Option<i64>> {
         let found = self
-            .prepare("SELECT n FROM incoming_counters WHERE server = ?1 AND kind = ?2")?
-            .query_row([server.as_str(), kind], |row| row.get(0))
+            .prepare(
+                "SELECT n FROM incoming_counters WHERE server = ?1 AND kind = ?2 AND incarnation = ?3",
+            )?
+            .query_row(params![server.as_str(), kind, incarnation.0], |row| row.get(0))
             .optional()?;
-        Ok(found.unwrap_or_default())
+        Ok(found)
     }
 }
 

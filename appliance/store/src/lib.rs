@@ -18,6 +18,7 @@ mod activation;
 mod audit;
 mod backups;
 mod cache;
+mod copy;
 mod current_state;
 mod devices;
 mod directory;
@@ -37,6 +38,7 @@ mod pool;
 mod profiles;
 mod receipts;
 mod relations;
+mod restore;
 mod room;
 mod rooms;
 mod roster;
@@ -54,6 +56,7 @@ pub use self::{
     account_data::{AccountData, StoredPusher},
     audit::StoredCheckpoint,
     backups::{BackupChange, BackupKey, BackupState, BackupVersion},
+    copy::DatabaseCopy,
     devices::Device,
     error::{Error, Result},
     events::{Direction, StoredEvent, Transaction},

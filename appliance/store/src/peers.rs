@@ -35,6 +35,8 @@ pub struct Peer {
     pub acked: Told,
     /// The last of its bundles that was imported.
     pub received: Option<Received>,
+    /// Since it was restored from a backup it is told everything up to this position again, its own users' events included.
+    pub returns_to: Option<i64>,
 }
 
 /// What a bundle tells: everything up to here.
@@ -96,7 +98,7 @@ pub struct WaitingEvent {
 
 const COLUMNS: &str = "server, card, paired, sent_seq, sent_manifest, acked_seq, acked_position, \
                        acked_pool, acked_claims, acked_time, incarnation, received_seq, \
-                       received_manifest, received_time";
+                       received_manifest, received_time, returns_to";
 
 impl Read<'_> {
     /// The box's own pairing card.
@@ -154,6 +156,7 @@ impl Read<'_> {
         for (room_id, anchor, bundle) in rows {
             let Some(room) = self.room(&parse_room_id(room_id)?)? else { continue };
             let anchor = match (anchor, bundle) {
+                _ if peer.returns_to.is_some() => self.whole_room(&room, &peer.server)?,
                 // Never told of, or told of in a bundle that may be lost.
                 (None, None) => self.first_member_event(&room, &peer.server)?,
                 (Some(anchor), Some(bundle)) if number(bundle) > peer.acked.seq => {
@@ -167,7 +170,7 @@ impl Read<'_> {
     }
 
     /// Accepted events of a room between two positions (`after` excluded, `up_to` included) with their signatures, in arrival
-    /// order, without those of a server's own users; at most `limit`.
+    /// order, without those of a server's own users after the position up to which they are `returned`; at most `limit`.
     ///
     /// # Errors
     /// [`Error::Corrupt`] if one of them has no signature: sign before asking.
@@ -176,7 +179,7 @@ impl Read<'_> {
         room: &Room,
         after: i64,
         up_to: i64,
-        except: &ServerName,
+        (except, returned): (&ServerName, Option<i64>),
         limit: usize,
     ) -> Result<Vec<(i64, Signed)>> {
         let mut statement = self.prepare(
@@ -190,7 +193,11 @@ impl Read<'_> {
         while let Some(row) = rows.next()? {
             let sender: String = row.get(2)?;
             let event_id = parse_event_id(row.get(1)?)?;
-            if sender.split_once(':').is_some_and(|(_, server)| server == except.as_str()) {
+            let goes_back =
+                returned.is_some_and(|returned| row.get(0).is_ok_and(|at: i64| at <= returned));
+            if !goes_back
+                && sender.split_once(':').is_some_and(|(_, server)| server == except.as_str())
+            {
                 continue;
             }
             let room_id = room.room_id.clone();
@@ -279,6 +286,28 @@ impl Read<'_> {
             Some(position) => Ok(Some((parse_event_id(event_id)?, position))),
             None => Ok(None),
         }
+    }
+
+    /// Where a server that may have lost a room takes it over again: at the first event that is here, if it had a place in the room then.
+    fn whole_room(&self, room: &Room, server: &ServerName) -> Result<Option<(OwnedEventId, i64)>> {
+        let had_a_place: bool = self
+            .prepare(
+                "SELECT EXISTS (SELECT 1 FROM events
+                 WHERE room = ?1 AND coalesce(position, 0) <= 0 AND status = 0
+                   AND kind = 'm.room.member' AND state_key LIKE '%:' || ?2)",
+            )?
+            .query_row(params![room.nid, server.as_str()], |row| row.get(0))?;
+        if !had_a_place {
+            return self.first_member_event(room, server);
+        }
+        let found: Option<(String, i64)> = self
+            .prepare(
+                "SELECT event_id, position FROM events
+                 WHERE room = ?1 AND position > 0 AND status = 0 ORDER BY position LIMIT 1",
+            )?
+            .query_row([room.nid], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        found.map(|(id, position)| Ok((parse_event_id(id)?, position))).transpose()
     }
 
     /// The event that first gave one of a server's users a place in a room.
@@ -393,6 +422,10 @@ impl Write<'_> {
         ])?;
         self.prepare("DELETE FROM sent_bundles WHERE server = ?1 AND seq <= ?2")?
             .execute(params![server.as_str(), signed(told.seq)])?;
+        self.prepare(
+            "UPDATE peers SET returns_to = NULL WHERE server = ?1 AND returns_to <= acked_position",
+        )?
+        .execute([server.as_str()])?;
         self.forget_key_claims(server, told.claims)
     }
 
@@ -499,6 +532,7 @@ fn parse_peer(row: &Row<'_>) -> Result<Peer> {
             manifest,
             time: received_time,
         }),
+        returns_to: row.get(14)?,
     })
 }
 

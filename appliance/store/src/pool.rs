@@ -125,6 +125,15 @@ impl Store {
         Ok(Self { readers, queue: Some(queue), writer: Some(thread) })
     }
 
+    /// The database file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.readers.path
+    }
+
+    pub(crate) fn caches(&self) -> &EventCache {
+        &self.readers.caches
+    }
+
     /// Runs a question on a snapshot of the database.
     ///
     /// # Errors
@@ -224,6 +233,11 @@ pub struct Read<'c> {
 }
 
 impl<'c> Read<'c> {
+    /// Questions on a connection of somebody's own.
+    pub(crate) fn uncached(connection: &'c Connection, caches: &'c EventCache) -> Self {
+        Self { connection, caches, fills_cache: false }
+    }
+
     /// A prepared statement, kept for the next time.
     pub(crate) fn prepare(&self, sql: &str) -> Result<CachedStatement<'c>> {
         Ok(self.connection.prepare_cached(sql)?)
@@ -260,6 +274,11 @@ impl Write<'_> {
     pub fn next_position(&mut self) -> i64 {
         *self.position += 1;
         *self.position
+    }
+
+    /// Leaves stream positions out.
+    pub(crate) fn skip_positions(&mut self, count: i64) {
+        *self.position = self.position.saturating_add(count);
     }
 
     /// The members of this room must look again once the group is committed.
@@ -515,7 +534,7 @@ fn command_or_fault<T, E: From<Error>>(command: impl FnOnce() -> Result<T, E>) -
     panic::catch_unwind(AssertUnwindSafe(command)).unwrap_or_else(|_| Err(Error::Fault.into()))
 }
 
-fn open_reader(path: &Path) -> Result<Connection> {
+pub(crate) fn open_reader(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     prepare_connection(&connection, READER_CACHE_KIB)?;

@@ -85,8 +85,13 @@ fn signer_of(enclave: &Enclave, room_id: &OwnedRoomId, body: &str) -> String {
         .store
         .read(|read| {
             let room = read.room(room_id)?.unwrap();
-            let all =
-                read.signed_events(&room, i64::MIN, i64::MAX, server_name!("nobody.test"), 100)?;
+            let all = read.signed_events(
+                &room,
+                i64::MIN,
+                i64::MAX,
+                (server_name!("nobody.test"), None),
+                100,
+            )?;
             let event = all.into_iter().find(|(_, signed)| {
                 signed.pdu().content_field::<String>("body").as_deref() == Some(body)
             });

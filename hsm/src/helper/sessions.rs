@@ -180,7 +180,7 @@ fn named(connection: &mut Connection, request: Request) -> Result<Answer, Error>
             Answer::PublicKey { algorithm: public.algorithm(), point: public.as_bytes().to_vec() }
         }
         Request::Agree { key, peer } => {
-            require(&key, KeyRole::CourierEncryption)?;
+            require_agreeing(&key)?;
             // Tokens differ in whether they check the point; one off the curve would leak the key bit by bit.
             PublicKey::new(Algorithm::P256, &peer).map_err(|_off_curve| Error::InvalidPeer)?;
             Answer::Secret(connection.agree(&key, &peer)?)
@@ -220,6 +220,10 @@ fn doubt(connection: &Connection, error: Error) -> Error {
 
 fn require_wrapping(key: &KeyName) -> Result<(), Error> {
     if key.role().wraps() { Ok(()) } else { require(key, KeyRole::Storage) }
+}
+
+fn require_agreeing(key: &KeyName) -> Result<(), Error> {
+    if key.role().agrees() { Ok(()) } else { require(key, KeyRole::CourierEncryption) }
 }
 
 /// A key only does what is its role's.

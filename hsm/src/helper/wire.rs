@@ -457,6 +457,7 @@ mod document {
     const TLS_REQUEST: u8 = 12;
     const TLS_HANDSHAKE: u8 = 13;
     const UPDATE: u8 = 14;
+    const BACKUP: u8 = 15;
 
     pub(super) fn encode<C, W: Write>(
         request: &SigningRequest,
@@ -483,6 +484,7 @@ mod document {
             SigningRequest::TlsRequest(bytes) => (TLS_REQUEST, bytes),
             SigningRequest::TlsHandshake(bytes) => (TLS_HANDSHAKE, bytes),
             SigningRequest::Update(bytes) => (UPDATE, bytes),
+            SigningRequest::Backup(bytes) => (BACKUP, bytes),
         };
         e.array(2)?.u8(kind)?.bytes(bytes)?.ok()
     }
@@ -512,6 +514,7 @@ mod document {
             TLS_REQUEST => SigningRequest::TlsRequest(d.bytes()?.to_vec()),
             TLS_HANDSHAKE => SigningRequest::TlsHandshake(d.bytes()?.to_vec()),
             UPDATE => SigningRequest::Update(d.bytes()?.to_vec()),
+            BACKUP => SigningRequest::Backup(d.bytes()?.to_vec()),
             _ => return Err(DecodeError::message("no such kind of document")),
         })
     }
@@ -544,6 +547,7 @@ mod tests {
             any::<Vec<u8>>().prop_map(SigningRequest::TlsRequest),
             any::<Vec<u8>>().prop_map(SigningRequest::TlsHandshake),
             any::<Vec<u8>>().prop_map(SigningRequest::Update),
+            any::<Vec<u8>>().prop_map(SigningRequest::Backup),
         ]
     }
 

@@ -254,7 +254,7 @@ impl Connection {
             secret.extend([Attribute::Sign(false), Attribute::Decrypt(true)]);
             shared.extend([Attribute::Verify(false), Attribute::Encrypt(true)]);
         } else {
-            let agrees = role == KeyRole::CourierEncryption || role.wraps();
+            let agrees = role.agrees() || role.wraps();
             secret.extend([Attribute::Sign(!agrees), Attribute::Derive(agrees)]);
             shared.push(Attribute::Verify(!agrees));
         }

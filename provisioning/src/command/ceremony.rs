@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum, value_parser};
 use ruma::{OwnedServerName, RoomVersionId};
 use sallyport_core::{
     admin::{CardRequest, CardTerms},
+    backup::RecoveryKey,
     card::{Card, Direction, Fingerprint, Policy, Proposed},
     digest::Sha256,
     limits::{ADMIN_APPROVALS_MAX, CARD_BYTES_MAX},
@@ -17,6 +18,7 @@ use serde::Serialize;
 
 use super::{
     card::Shown,
+    recovery,
     signer::{self, TokenArgs},
 };
 use crate::{
@@ -42,6 +44,8 @@ pub(crate) enum Command {
         #[arg(long, value_enum, default_value_t = Algorithm::P256)]
         algorithm: Algorithm,
     },
+    /// Make a recovery officer's key, which opens backups and nothing else.
+    RecoveryKey(NewRecoveryKey),
     /// Sign the box's keys with the enclave root: the result is the box's pairing card.
     SignCard(SignCard),
 }
@@ -56,6 +60,18 @@ pub(crate) struct NewKey {
     /// The algorithm: P-256 is what every token can do.
     #[arg(long, value_enum, default_value_t = Algorithm::P256)]
     algorithm: Algorithm,
+}
+
+#[derive(Args)]
+pub(crate) struct NewRecoveryKey {
+    #[command(flatten)]
+    token: TokenArgs,
+    /// Server name of the enclave.
+    #[arg(long, value_name = "NAME")]
+    enclave: OwnedServerName,
+    /// Make a key that stays closed when quantum computers come: the token wraps it, and the officer keeps this file beside the token.
+    #[arg(long, value_name = "FILE")]
+    hybrid: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -143,6 +159,12 @@ impl Command {
                     )
                 })
             }
+            Self::RecoveryKey(args) => {
+                let signer = args.token.open(args.enclave.clone())?;
+                let (key, public) = recovery::make(&signer, &args.enclave, args.hybrid.as_deref())?;
+                let made = MadeRecovery { enclave: args.enclave, key, public };
+                out.show(&made, MadeRecovery::text)
+            }
             Self::SignCard(args) => sign_card(&args, out),
         }
     }
@@ -179,6 +201,28 @@ impl Made {
         ];
         lines.extend(self.fingerprint.clone().map(|words| ("fingerprint", words)));
         output::pairs(&lines)
+    }
+}
+
+/// A recovery officer's key that was made.
+#[derive(Serialize)]
+struct MadeRecovery {
+    enclave: OwnedServerName,
+    key: KeyName,
+    public: RecoveryKey,
+}
+
+impl MadeRecovery {
+    fn text(&self) -> String {
+        let made = output::pairs(&[
+            ("enclave", self.enclave.to_string()),
+            ("key", self.key.to_string()),
+            ("public key", self.public.to_string()),
+        ]);
+        format!(
+            "{made}Put the public key into the box's configuration, and the token into a safe that is not beside the box:\n\n[backup]\nrecovery_keys = [\"{}\"]\n",
+            self.public
+        )
     }
 }
 

@@ -6,7 +6,9 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use ruma::OwnedServerName;
 use sallyport_core::sign::{KeyRole, Policy, PublicKey, Signature, SigningRequest};
-use sallyport_hsm::{Health, HelperProgram, KeyName, Pin, Token, TokenConfig};
+use sallyport_hsm::{
+    Health, HelperProgram, KeyName, P256_POINT_BYTES, Pin, Secret32, Token, TokenConfig,
+};
 
 use crate::{files, terminal};
 
@@ -99,6 +101,56 @@ impl Signer {
         ensure!(!more, "the token has several keys of the role {role}: choose one with --key");
         let public = self.token.public_key(&name).context("the key cannot be read")?;
         Ok((name, public))
+    }
+
+    /// Makes a key that has no public half.
+    pub(crate) fn generate_secret(
+        &self,
+        role: KeyRole,
+        kind: sallyport_hsm::KeyKind,
+    ) -> anyhow::Result<KeyName> {
+        self.token.generate(role, kind).context("the token made no key")
+    }
+
+    /// All keys of a role.
+    pub(crate) fn keys(&self, role: KeyRole) -> anyhow::Result<Vec<(KeyName, PublicKey)>> {
+        let names = self.token.keys().context("the token does not list its keys")?;
+        let names = names.into_iter().filter(|name| name.role() == role);
+        names
+            .map(|name| {
+                let public = self.token.public_key(&name).context("a key cannot be read")?;
+                Ok((name, public))
+            })
+            .collect()
+    }
+
+    /// Agrees with a point of P-256.
+    pub(crate) fn agree(
+        &self,
+        key: &KeyName,
+        point: &[u8; P256_POINT_BYTES],
+    ) -> Result<Secret32, sallyport_hsm::Error> {
+        self.token.agree(key, point)
+    }
+
+    /// Wraps a secret.
+    pub(crate) fn wrap(
+        &self,
+        key: &KeyName,
+        secret: &Secret32,
+        aad: &[u8],
+    ) -> Result<Vec<u8>, sallyport_hsm::Error> {
+        self.token.wrap(key, secret, aad)
+    }
+
+    /// Opens what was wrapped.
+    pub(crate) fn unwrap(
+        &self,
+        key: &KeyName,
+        wrapped: &[u8],
+        aad: &[u8],
+    ) -> Result<Secret32, sallyport_hsm::Error> {
+        self.token.unwrap(key, wrapped, aad)
     }
 
     /// Signs one request.

@@ -2,8 +2,8 @@
 
 use sallyport_core::{
     admin::{
-        Backlog, BoxKeyPlace, CertificateStatus, Status, TokenReport, TokenStatus, VaultStatus,
-        path,
+        Backlog, BackupState, BoxKeyPlace, CertificateStatus, Status, TokenReport, TokenStatus,
+        VaultStatus, path,
     },
     custody::Mode,
     time::Millis,
@@ -51,9 +51,20 @@ fn text(status: &Status) -> String {
     pairs.push(("certificate", certificate));
     pairs.push(("secrets", vault_text(&status.vault)));
     pairs.push(("to be signed", backlog_text(&status.backlog, status.now)));
+    pairs.push(("backup", backup_text(&status.backup)));
     pairs.push(("audit log", audit));
     let warnings = status.warnings.iter().map(|warning| format!("WARNING: {warning}.\n"));
     output::pairs(&pairs) + &warnings.collect::<String>()
+}
+
+fn backup_text(backup: &BackupState) -> String {
+    backup.last.as_ref().map_or_else(
+        || "none that was read back".to_owned(),
+        |last| {
+            let kind = if last.full { "full" } else { "what was new" };
+            format!("{} of {}, {kind}", last.number, output::time(last.made))
+        },
+    )
 }
 
 /// What waits for the token, in one line.

@@ -2,15 +2,19 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, Tag, UnboundKey};
+use ring::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, Tag, UnboundKey},
+    hkdf::{HKDF_SHA256, Salt},
+};
 use zeroize::Zeroizing;
 
 use super::{Error, hpke::SharedSecret, records::Source};
 use crate::digest::Sha256;
 
 /// Bytes of plaintext in each chunk but the last.
-pub(super) const CHUNK_BYTES: usize = 1 << 20;
-const TAG_BYTES: usize = 16;
+pub(crate) const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes that encryption adds to a chunk.
+pub(crate) const TAG_BYTES: usize = 16;
 
 /// Bytes that a plaintext takes in the file.
 pub(super) fn sealed_bytes(plaintext_bytes: u64) -> u64 {
@@ -22,8 +26,8 @@ fn chunks(plaintext_bytes: u64) -> u64 {
     plaintext_bytes.div_ceil(CHUNK_BYTES as u64).max(1)
 }
 
-/// The keys of one bundle, bound to its header.
-pub(super) struct Keys {
+/// The keys of one bundle, or of one backup, bound to its header.
+pub(crate) struct Keys {
     body: LessSafeKey,
     last: LessSafeKey,
     header: Sha256,
@@ -38,8 +42,46 @@ impl Keys {
         Some(Self { body: key(b"sallyport chunk")?, last: key(b"sallyport last chunk")?, header })
     }
 
-    fn of_chunk(&self, chunk: u64, chunks: u64) -> &LessSafeKey {
-        if chunk.saturating_add(1) == chunks { &self.last } else { &self.body }
+    /// For content whose key is chosen, and wrapped for several recipients: HKDF with the header as its salt takes the place of HPKE's export.
+    pub(crate) fn of_content_key(content_key: &[u8; 32], header: Sha256) -> Option<Self> {
+        let prk = Salt::new(HKDF_SHA256, header.as_bytes()).extract(content_key);
+        let key = |purpose: &[u8]| {
+            let info = [purpose];
+            let okm = prk.expand(&info, &AES_256_GCM).ok()?;
+            Some(LessSafeKey::new(UnboundKey::from(okm)))
+        };
+        Some(Self { body: key(b"sallyport chunk")?, last: key(b"sallyport last chunk")?, header })
+    }
+
+    /// Encrypts a chunk in its place and gives its tag.
+    pub(crate) fn seal(&self, chunk: u64, is_last: bool, buffer: &mut [u8]) -> io::Result<Tag> {
+        let aad = Aad::from(self.header.as_bytes());
+        self.of_chunk(is_last)
+            .seal_in_place_separate_tag(Self::nonce(chunk), aad, buffer)
+            .map_err(|_| io::Error::other("chunk cannot be encrypted"))
+    }
+
+    /// Decrypts a chunk in its place; what does not verify is wiped, so that nobody reads it.
+    pub(crate) fn open(
+        &self,
+        chunk: u64,
+        is_last: bool,
+        buffer: &mut Vec<u8>,
+        tag: [u8; TAG_BYTES],
+    ) -> Result<(), Error> {
+        let aad = Aad::from(self.header.as_bytes());
+        let nonce = Self::nonce(chunk);
+        let key = self.of_chunk(is_last);
+        let opened =
+            key.open_in_place_separate_tag(nonce, aad, Tag::from(tag), buffer, 0..).map(drop);
+        opened.map_err(|_| {
+            buffer.clear();
+            Error::Damaged { chunk }
+        })
+    }
+
+    fn of_chunk(&self, is_last: bool) -> &LessSafeKey {
+        if is_last { &self.last } else { &self.body }
     }
 
     fn nonce(chunk: u64) -> Nonce {
@@ -75,11 +117,8 @@ impl<W: Write> ChunkWriter<W> {
     }
 
     fn seal(&mut self) -> io::Result<()> {
-        let key = self.keys.of_chunk(self.chunk, self.chunks);
-        let aad = Aad::from(self.keys.header.as_bytes());
-        let tag = key
-            .seal_in_place_separate_tag(Keys::nonce(self.chunk), aad, &mut self.buffer)
-            .map_err(|_| io::Error::other("chunk cannot be encrypted"))?;
+        let is_last = self.chunk.saturating_add(1) == self.chunks;
+        let tag = self.keys.seal(self.chunk, is_last, &mut self.buffer)?;
         self.output.write_all(&self.buffer)?;
         self.output.write_all(tag.as_ref())?;
         self.buffer.clear();
@@ -151,20 +190,8 @@ impl<R: Read> ChunkReader<R> {
         let mut tag = [0; TAG_BYTES];
         read_exact(&mut self.input, &mut self.buffer)?;
         read_exact(&mut self.input, &mut tag)?;
-        let key = self.keys.of_chunk(self.chunk, self.chunks);
-        let aad = Aad::from(self.keys.header.as_bytes());
-        let opened = key.open_in_place_separate_tag(
-            Keys::nonce(self.chunk),
-            aad,
-            Tag::from(tag),
-            &mut self.buffer,
-            0..,
-        );
-        if opened.is_err() {
-            // What does not verify is not to be read by anyone.
-            self.buffer.clear();
-            return Err(Error::Damaged { chunk: self.chunk });
-        }
+        let is_last = self.chunk.saturating_add(1) == self.chunks;
+        self.keys.open(self.chunk, is_last, &mut self.buffer, tag)?;
         self.remaining = self.remaining.saturating_sub(bytes);
         self.chunk = self.chunk.saturating_add(1);
         Ok(())
@@ -185,7 +212,7 @@ impl<R: Read> Source for ChunkReader<R> {
 }
 
 /// Fills a buffer; an early end of the file is [`Error::Truncated`].
-pub(super) fn read_exact(input: &mut impl Read, buffer: &mut [u8]) -> Result<(), Error> {
+pub(crate) fn read_exact(input: &mut impl Read, buffer: &mut [u8]) -> Result<(), Error> {
     input.read_exact(buffer).map_err(|error| match error.kind() {
         ErrorKind::UnexpectedEof => Error::Truncated,
         _ => Error::Read(error),

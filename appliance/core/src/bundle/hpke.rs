@@ -16,9 +16,9 @@ use zeroize::Zeroizing;
 use crate::card::EncryptionSuite;
 
 /// Bytes of an uncompressed point of P-256.
-pub(super) const POINT_BYTES: usize = 65;
+pub(crate) const POINT_BYTES: usize = 65;
 /// Bytes of randomness that encapsulation takes at most.
-pub(super) const RANDOMNESS_BYTES: usize = 64;
+pub(crate) const RANDOMNESS_BYTES: usize = 64;
 
 const KEM_P256_HKDF_SHA256: u16 = 0x0010;
 const KEM_X_WING: u16 = 0x647a;
@@ -27,16 +27,16 @@ const AEAD_AES_256_GCM: u16 = 0x0002;
 
 /// The bytes are not a public key or an encapsulated one of their suite, or nothing can be derived from them.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Invalid;
+pub(crate) struct Invalid;
 
-/// What sender and recipient of one bundle share, before it is bound to a header.
-pub(super) struct SharedSecret {
+/// What sender and recipient share, before it is bound to what it is for.
+pub(crate) struct SharedSecret {
     kem: u16,
     secret: Zeroizing<[u8; 32]>,
 }
 
 /// The sender's side (`Encap`): gives what the recipient needs. Of the random bytes P-256 takes the first 32 (`DeriveKeyPair`), X-Wing all.
-pub(super) fn encapsulate(
+pub(crate) fn encapsulate(
     suite: EncryptionSuite,
     recipient: &[u8],
     randomness: &[u8; RANDOMNESS_BYTES],
@@ -62,7 +62,7 @@ pub(super) fn encapsulate(
 
 /// Whether bytes are an uncompressed point of the curve. A token is never given anything else: its answers about
 /// points of other curves can give its key away.
-pub(super) fn is_point(bytes: &[u8]) -> bool {
+pub(crate) fn is_point(bytes: &[u8]) -> bool {
     bytes.len() == POINT_BYTES && PublicKey::from_sec1_bytes(bytes).is_ok()
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn is_x_wing_public(bytes: &[u8]) -> bool {
 
 impl SharedSecret {
     /// `ExtractAndExpand` of section 4.1: the x-coordinate of the agreed point, bound to both public keys.
-    pub(super) fn agreed(dh: &[u8], enc: &[u8; POINT_BYTES], recipient: &[u8]) -> Self {
+    pub(crate) fn agreed(dh: &[u8], enc: &[u8; POINT_BYTES], recipient: &[u8]) -> Self {
         let suite = Suite::dhkem();
         let prk = suite.extract(&[], b"eae_prk", dh);
         let secret = suite.expand(&prk, b"shared_secret", &[enc, recipient]);
@@ -86,7 +86,7 @@ impl SharedSecret {
     }
 
     /// The recipient's side of X-Wing (`Decap`). A ciphertext that was not made for this key gives a secret that opens nothing.
-    pub(super) fn decapsulated(seed: &[u8; 32], enc: &[u8]) -> Result<Self, Invalid> {
+    pub(crate) fn decapsulated(seed: &[u8; 32], enc: &[u8]) -> Result<Self, Invalid> {
         let enc: &[u8; CIPHERTEXT_SIZE] = enc.try_into().map_err(|_| Invalid)?;
         let secret = DecapsulationKey::from(*seed).decapsulate(&Ciphertext::from(*enc));
         Ok(Self::of_x_wing(secret.into()))
@@ -97,7 +97,7 @@ impl SharedSecret {
     }
 
     /// A key for a purpose, bound to `info`: `KeySchedule` in base mode, then `Context.Export`.
-    pub(super) fn export(&self, info: &[u8], purpose: &[u8]) -> Zeroizing<[u8; 32]> {
+    pub(crate) fn export(&self, info: &[u8], purpose: &[u8]) -> Zeroizing<[u8; 32]> {
         self.export_for(AEAD_AES_256_GCM, info, purpose)
     }
 

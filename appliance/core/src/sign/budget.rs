@@ -27,6 +27,8 @@ pub enum RequestKind {
     Approval,
     /// A checkpoint of the audit log.
     Checkpoint,
+    /// What a backup contains.
+    Backup,
     /// What the token says of a key that it wraps.
     WorkingKey,
     /// The manifest of an update of the system.
@@ -55,6 +57,7 @@ impl RequestKind {
             Self::Roster => "roster",
             Self::Approval => "approval",
             Self::Checkpoint => "checkpoint",
+            Self::Backup => "backup",
             Self::WorkingKey => "working_key",
             Self::Update => "update",
             Self::Certificate => "certificate",
@@ -75,6 +78,7 @@ impl RequestKind {
             | Self::Roster
             | Self::Approval
             | Self::Checkpoint
+            | Self::Backup
             | Self::WorkingKey
             | Self::Update
             | Self::Certificate

@@ -21,6 +21,8 @@ pub const ROSTER: &[u8] = b"sallyport/roster/1";
 pub const APPROVAL: &[u8] = b"sallyport/approval/1";
 /// Context of a checkpoint of the audit log.
 pub const CHECKPOINT: &[u8] = b"sallyport/checkpoint/1";
+/// Context of what a backup contains.
+pub const BACKUP: &[u8] = b"sallyport/backup/1";
 /// Context of what a token says of a key that it wraps.
 pub const WORKING_KEY: &[u8] = b"sallyport/working-key/1";
 /// Context of the manifest of an update of the system.

@@ -70,6 +70,7 @@ pub fn export(app: &App, to: &ServerName, order: &Order) -> Result<Exported, Err
         app.store.read(|read| read.peer(to))?.ok_or_else(|| Error::NotAPeer(to.to_owned()))?;
     let card = Card::stored(&peer.card).map_err(peers::Error::from)?;
     card.check_time(now).map_err(peers::Error::from)?;
+    check_own_card(app)?;
     let mandate = approved(app, &peer, order)?;
     let token = app.token.as_deref().ok_or(peers::Error::NoToken)?;
     let stop = || app.shutdown.is_requested();
@@ -95,6 +96,15 @@ pub fn export(app: &App, to: &ServerName, order: &Order) -> Result<Exported, Err
     let header = seal(app, &card, &courier, &manifest, &spool, &mut bundle, now)?;
     note_sent(app, peer, filled, &header, &mandate)?;
     Ok(Exported { path: bundle.keep(), header })
+}
+
+/// After a restore peers must hear from the enclave root that there is a new incarnation before they hear anything from it.
+fn check_own_card(app: &App) -> Result<(), Error> {
+    let (card, incarnation) = app
+        .store
+        .read(|read| Ok::<_, sallyport_store::Error>((read.own_card()?, read.incarnation()?)))?;
+    let card = Card::stored(&card.ok_or(Error::NoOwnCard)?).map_err(peers::Error::from)?;
+    if card.content().incarnation == incarnation { Ok(()) } else { Err(Error::CardOfBefore) }
 }
 
 /// Officers approve the bundle of one number for one peer, and with it whatever waits for the peer when it is made.
@@ -180,7 +190,9 @@ fn fill(
     media::export(read, app, peer, &shared, &mut writer)?;
     told.claims = export_claims(read, peer, &mut writer)?;
     let (_, contents) = writer.finish()?;
-    let prerequisites = Prerequisites { rooms: Vec::new(), to_device: first.saturating_sub(1) };
+    // A peer that was restored has lost what came before, and we have it no more.
+    let to_device = if peer.returns_to.is_some() { 0 } else { first.saturating_sub(1) };
+    let prerequisites = Prerequisites { rooms: Vec::new(), to_device };
     Ok(Filled { contents, told, snapshots, prerequisites, frontiers })
 }
 
@@ -296,7 +308,9 @@ fn manifest(
 
 fn acknowledgement(app: &App, peer: &Peer, filled: &Filled) -> Result<Option<Ack>, Error> {
     let Some(received) = &peer.received else { return Ok(None) };
-    let to_device = app.store.read(|read| read.incoming_number(&peer.server, "to_device"))?;
+    let number =
+        |read: &Read<'_>| read.incoming_number(&peer.server, received.incarnation, "to_device");
+    let to_device = app.store.read(number)?.unwrap_or_default();
     Ok(Some(Ack {
         incarnation: received.incarnation,
         seq: received.seq,

@@ -40,7 +40,7 @@ use crate::{
     service::{
         clock,
         order::{Mandate, Order},
-        peers,
+        own_keys, peers,
         receive::{self, NothingMore, receive},
     },
 };
@@ -87,13 +87,17 @@ pub fn import(
         .ok_or_else(|| Error::NotAPeer(header.from.clone()))?;
     let place = place(&app.store, &peer, &header)?;
     match place {
-        Sequence::Next | Sequence::Gap { .. } => {}
+        Sequence::Next | Sequence::Gap { .. } | Sequence::NewIncarnation => {}
         Sequence::Duplicate | Sequence::Retired => return known(app, &header, sha256, &mandate),
         refused => return Err(Error::Sequence(refused)),
     }
     let authentic = unlock(app, sealed, now)?.authenticate()?;
+    let new_life = new_life(&peer, &authentic, place)?;
     check_prerequisites(app, &peer, authentic.manifest(), place)?;
     check_approvers(app, &header, sha256, &mandate)?;
+    if let Some(card) = new_life {
+        peers::begin_new_life(app, &peer.server, card, &mandate)?;
+    }
 
     let mut import = Import::begin(app, &authentic, sha256, &mandate)?;
     import.take_card(authentic.manifest())?;
@@ -138,8 +142,25 @@ fn place(store: &Store, peer: &Peer, header: &Header) -> Result<Sequence, Error>
     let last =
         received.map(|Received { seq, manifest, .. }| Last { seq, manifest: Sha256(manifest) });
     let position = Position { incarnation, last };
-    let known = store.read(|read| read.imported_manifest(&peer.server, header.seq))?;
-    Ok(sequence(&position, |_| known.map(Sha256), &[], header))
+    let (known, retired) = store.read(|read| {
+        let known = read.imported_manifest(&peer.server, header.seq)?;
+        Ok::<_, sallyport_store::Error>((known, read.retired_incarnations(&peer.server)?))
+    })?;
+    Ok(sequence(&position, |_| known.map(Sha256), &retired, header))
+}
+
+/// The card with which the enclave root says that the peer was restored: a bundle of a life that we do not know must bring it.
+fn new_life(peer: &Peer, authentic: &Authentic, place: Sequence) -> Result<Option<Vec<u8>>, Error> {
+    if place != Sequence::NewIncarnation {
+        return Ok(None);
+    }
+    let bytes = authentic.manifest().card.as_ref().ok_or(Error::Sequence(place))?;
+    let known = Card::stored(&peer.card).map_err(peers::Error::from)?;
+    let card = known.renew(bytes).map_err(|_not_newer| Error::Sequence(place))?;
+    if card.content().incarnation != authentic.header().incarnation {
+        return Err(Error::Sequence(place));
+    }
+    Ok(Some(bytes.clone()))
 }
 
 /// Every bundle repeats what was not acknowledged, so one that was lost is made up for by the next, if that says so.
@@ -149,9 +170,16 @@ fn check_prerequisites(
     manifest: &Manifest,
     place: Sequence,
 ) -> Result<(), Error> {
-    let delivered = app.store.read(|read| read.incoming_number(&peer.server, "to_device"))?;
+    let (delivered, retired) = app.store.read(|read| {
+        let delivered = read.incoming_number(&peer.server, manifest.incarnation, "to_device")?;
+        Ok::<_, sallyport_store::Error>((delivered, read.retired_incarnations(&peer.server)?))
+    })?;
+    // Nothing has come of this life: then what came of the one before does not count, and what it had told is with us.
+    if delivered.is_none() && (place == Sequence::NewIncarnation || !retired.is_empty()) {
+        return Ok(());
+    }
     let needed = i64::try_from(manifest.prerequisites.to_device).unwrap_or(i64::MAX);
-    if needed > delivered { Err(Error::Sequence(place)) } else { Ok(()) }
+    if needed > delivered.unwrap_or_default() { Err(Error::Sequence(place)) } else { Ok(()) }
 }
 
 /// Officers approve the very file: what they looked at is what is imported.
@@ -269,6 +297,19 @@ impl<'a> Import<'a> {
             self.app.store.write(move |write| write.keep_server_keys(&document))?;
         }
         self.keys = self.app.store.read(|read| read.server_keys())?;
+        self.add_own_keys()
+    }
+
+    /// After a restore peers give back what we had said: it is ours by our own keys, current and old, and by nobody else's word.
+    fn add_own_keys(&mut self) -> Result<(), Error> {
+        if !self.app.store.read(|read| read.was_restored())? {
+            return Ok(());
+        }
+        let token = self.app.token.as_deref().ok_or(peers::Error::NoToken)?;
+        let ours = &self.app.config.server_name;
+        let json = own_keys::key_document(&self.app.store, token, ours, self.now)?;
+        let document = KeyDocument::verify(&json, ours, self.now).map_err(peers::Error::from)?;
+        self.keys.insert(ours.clone(), document);
         Ok(())
     }
 

@@ -39,7 +39,9 @@ pub(super) fn export(
         snapshot(read, shared, anchor, &mut section)?;
     }
     while let Some(end) = read.page_end(room, after, up_to, PAGE)? {
-        for (_, event) in read.signed_events(room, after, end, &peer.server, PAGE)? {
+        for (_, event) in
+            read.signed_events(room, after, end, (&peer.server, peer.returns_to), PAGE)?
+        {
             push(&mut section, PduRole::Timeline, &event)?;
         }
         after = end;
