@@ -10,6 +10,7 @@ mod durability;
 mod encrypted;
 mod hand_over;
 mod hsm;
+mod restore;
 mod sticks;
 mod tidy;
 mod tls;

@@ -156,6 +156,33 @@ impl Desk {
         Ok(public)
     }
 
+    /// Makes a recovery officer's key in a software token, unless an earlier call did. Answers its public half, which the box's configuration must
+    /// name.
+    ///
+    /// # Errors
+    /// When the key cannot be made.
+    pub fn recovery_key(&self, enclave: &str) -> Result<String> {
+        let remembered = self.path("recovery.public");
+        if remembered.exists() {
+            return Ok(fs::read_to_string(remembered)?);
+        }
+        let keys = self.path("recovery.keys");
+        let token = format!("kind = \"software\"\npath = \"{}\"\n", keys.display());
+        fs::write(self.path("recovery.toml"), token)?;
+        let said = self.sallyctl(&[
+            "ceremony",
+            "recovery-key",
+            "--token",
+            "recovery.toml",
+            "--allow-software-keys",
+            "--enclave",
+            enclave,
+        ])?;
+        let public = after("public key", &said)?;
+        fs::write(remembered, &public)?;
+        Ok(public)
+    }
+
     /// Makes, signs and imports a roster; answers the activation codes of new accounts. `list` is CSV.
     ///
     /// # Errors

@@ -128,7 +128,7 @@ impl Plan {
         self.folder.join("data")
     }
 
-    fn text(&self, officer: Option<&str>) -> String {
+    fn text(&self, officer: Option<&str>, recovery: Option<&str>) -> String {
         let token = match self.token {
             Token::Software { delay_ms } => {
                 let path = self.folder.join("keys");
@@ -154,6 +154,7 @@ impl Plan {
              [admin]\nsocket = \"{}\"\n\n\
              [registration]\nmode = \"{}\"\n\n\
              [roster]\ntrusted_keys = [{}]\n\n\
+             [backup]\nrecovery_keys = [{}]\n\n\
              [token]\n{token}\n",
             self.server_name(),
             self.url(),
@@ -165,6 +166,7 @@ impl Plan {
             self.admin_socket().display(),
             self.registration,
             officer.map(|key| format!("{key:?}")).unwrap_or_default(),
+            recovery.map(|key| format!("{key:?}")).unwrap_or_default(),
         )
     }
 
@@ -191,9 +193,14 @@ impl Enclave {
         };
         let folder = plan.folder.join("desk");
         let desk = Desk::new(&plan.name, folder, plan.admin_socket(), plan.narrator)?;
-        let officer =
-            if plan.ceremony { Some(desk.hold_ceremony(&plan.server_name())?) } else { None };
-        fs::write(plan.configuration(), plan.text(officer.as_deref()))?;
+        let (officer, recovery) = if plan.ceremony {
+            let name = plan.server_name();
+            (Some(desk.hold_ceremony(&name)?), Some(desk.recovery_key(&name)?))
+        } else {
+            (None, None)
+        };
+        let text = plan.text(officer.as_deref(), recovery.as_deref());
+        fs::write(plan.configuration(), text)?;
         Ok(Self { plan, place, desk, softhsm, running: None })
     }
 
@@ -340,6 +347,16 @@ impl Enclave {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    /// Loses everything that was on the machine of the box: data and configuration. Desk and token are elsewhere.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn lose_machine(&mut self) -> Result<()> {
+        self.kill()?;
+        fs::remove_dir_all(self.plan.data())?;
+        Ok(fs::remove_file(self.plan.configuration())?)
     }
 
     /// Stops the box in the middle of what it does, until [`Enclave::resume`].

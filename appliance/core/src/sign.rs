@@ -74,7 +74,7 @@ pub enum KeyRole {
 
 impl KeyRole {
     /// Every role, in the order of the table of keys.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Event,
         Self::Courier,
         Self::CourierEncryption,

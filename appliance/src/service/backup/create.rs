@@ -152,7 +152,8 @@ impl Prepared {
                 "box.key" => Some(Zeroizing::new(box_key.expose().to_vec())),
                 "vault" => Some(vault.clone()),
                 "card" => self.card.clone().map(Zeroizing::new),
-                _ => files::read(&path, BACKUP_FILE_BYTES_MAX).map_err(files::failed("read", &path))?,
+                _ => files::read(&path, BACKUP_FILE_BYTES_MAX)
+                    .map_err(files::failed("read", &path))?,
             };
             if let Some(content) = content {
                 writer.file(Section::Wrapped, name, &content)?;
@@ -265,7 +266,8 @@ fn settings<W: Write>(app: &App, writer: &mut Writer<W>) -> Result<(), Error> {
     names.sort();
     for name in names {
         let path = folder.join(&name);
-        let content = files::read(&path, BACKUP_FILE_BYTES_MAX).map_err(files::failed("read", &path))?;
+        let content =
+            files::read(&path, BACKUP_FILE_BYTES_MAX).map_err(files::failed("read", &path))?;
         if let Some(content) = content {
             writer.file(Section::Settings, &name, &content)?;
         }

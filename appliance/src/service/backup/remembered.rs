@@ -42,9 +42,10 @@ pub(super) fn media(app: &App, id: BackupId) -> Result<Vec<Sha256>, Error> {
     let path = folder(app).join(format!("{id}.media"));
     let mut list = Vec::new();
     match File::open(&path) {
-        Ok(input) => {
-            input.take(LIST_BYTES_MAX).read_to_end(&mut list).map_err(files::failed("read", &path))?
-        }
+        Ok(input) => input
+            .take(LIST_BYTES_MAX)
+            .read_to_end(&mut list)
+            .map_err(files::failed("read", &path))?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(Error::NotRemembered(id));
         }
@@ -60,7 +61,8 @@ pub(super) fn remember(app: &App, made: &BackupMade, media: &[(Sha256, u64)]) ->
     let path = folder.join(format!("{}.media", made.id));
     files::replace(&path, &list, Readers::None).map_err(files::failed("write", &path))?;
     let path = folder.join(format!("{}.json", made.id));
-    let json = serde_json::to_vec(made).map_err(|error| files::failed("write", &path)(error.into()))?;
+    let json =
+        serde_json::to_vec(made).map_err(|error| files::failed("write", &path)(error.into()))?;
     files::replace(&path, &json, Readers::None).map_err(files::failed("write", &path))?;
     forget(&folder).map_err(files::failed("tidy", &folder))
 }
