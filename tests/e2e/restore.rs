@@ -49,19 +49,19 @@ impl Talk {
         let bob = bravo.client()?.register("bob", PASSWORD)?;
         let room = found(&alice, "Operations")?;
         let mut talk = Self { alpha, bravo, alice, bob, room, bundles: 0, _folder: folder };
-        talk.to_bravo()?;
+        talk.carry_to_bravo()?;
         talk.bob.post(&format!("/_matrix/client/v3/join/{}", talk.room), json!({}))?;
         Ok(talk)
     }
 
-    fn to_bravo(&mut self) -> Result<String> {
+    fn carry_to_bravo(&mut self) -> Result<String> {
         self.bundles += 1;
         let file = format!("{}-to-bravo.bundle", self.bundles);
         self.carry(&file, "bravo.example", (&self.alpha, &self.bravo))?;
         Ok(file)
     }
 
-    fn to_alpha(&mut self) -> Result<()> {
+    fn carry_to_alpha(&mut self) -> Result<()> {
         self.bundles += 1;
         let file = format!("{}-to-alpha.bundle", self.bundles);
         self.carry(&file, "alpha.example", (&self.bravo, &self.alpha))
@@ -72,6 +72,22 @@ impl Talk {
         fs::copy(from.desk().path(file), at.desk().path(file))?;
         at.desk().sallyctl(&["bundle", "import", file])?;
         Ok(())
+    }
+
+    /// alpha's machine and its token are gone; another machine with another token is made of backups.
+    fn lose_all_and_restore(&mut self, files: &[&str]) -> Result<Value> {
+        self.alpha.lose_machine()?;
+        let softhsm = self.alpha.softhsm().context("no token")?;
+        softhsm.remove("alpha")?;
+        softhsm.add("alpha-new", PIN)?;
+        let plan = self.alpha.plan();
+        let token = format!(
+            "kind = \"pkcs11\"\nmodule = \"{MODULE}\"\ntoken_label = \"alpha-new\"\npin = \"file:{}\"\nwritable = [\"{}\"]\n",
+            plan.pin_file().display(),
+            plan.folder.join("softhsm").display(),
+        );
+        fs::write(self.alpha.desk().path("new-token.toml"), token)?;
+        self.restore(files, &["--box-token", "new-token.toml"])
     }
 
     fn restore(&self, files: &[&str], more: &[&str]) -> Result<Value> {
@@ -141,8 +157,8 @@ fn a_lost_box_goes_on_with_another_token() -> Result<()> {
     let mut talk = Talk::new(Token::SoftHsm)?;
     say(&talk.alice, &talk.room, "before")?;
     let picture = upload(&talk.alice, vec![7; 100_000])?;
-    talk.to_bravo()?;
-    talk.to_alpha()?;
+    talk.carry_to_bravo()?;
+    talk.carry_to_alpha()?;
     let desk = talk.alpha.desk().clone();
     let status = desk.sallyctl(&["status"])?;
     ensure!(status.contains("there is no backup yet"), "{status}");
@@ -160,28 +176,15 @@ fn a_lost_box_goes_on_with_another_token() -> Result<()> {
     say(&talk.alice, &talk.room, "after")?;
     let lost_room = found(&talk.alice, "Later")?;
     say(&talk.alice, &lost_room, "later")?;
-    talk.to_bravo()?;
+    talk.carry_to_bravo()?;
     talk.bob.post(&format!("/_matrix/client/v3/join/{lost_room}"), json!({}))?;
     say(&talk.bob, &talk.room, "answer")?;
-    talk.to_alpha()?;
+    talk.carry_to_alpha()?;
     say(&talk.alice, &talk.room, "carried")?;
     desk.sallyctl(&["bundle", "export", "bravo.example", "--out", "late.bundle"])?;
     fs::copy(desk.path("late.bundle"), talk.bravo.desk().path("late.bundle"))?;
 
-    // The machine and its token are gone. Whatever else is at hand is in the token of the new one.
-    talk.alpha.lose_machine()?;
-    let softhsm = talk.alpha.softhsm().context("no token")?.clone();
-    softhsm.remove("alpha")?;
-    softhsm.add("alpha-new", PIN)?;
-    let tokens = talk.alpha.plan().folder.join("softhsm");
-    let token = format!(
-        "kind = \"pkcs11\"\nmodule = \"{MODULE}\"\ntoken_label = \"alpha-new\"\npin = \"file:{}\"\nwritable = [\"{}\"]\n",
-        talk.alpha.plan().pin_file().display(),
-        tokens.display(),
-    );
-    fs::write(desk.path("new-token.toml"), token)?;
-    let report =
-        talk.restore(&["full.backup", "next.backup"], &["--box-token", "new-token.toml"])?;
+    let report = talk.lose_all_and_restore(&["full.backup", "next.backup"])?;
     ensure!(report["keys_made"].as_array().is_some_and(|keys| keys.len() == 4), "{report}");
     ensure!(report["keys_kept"] == json!([]) && report["media"] == 2, "{report}");
     let again = talk.restore(&["full.backup"], &[]);
@@ -197,36 +200,42 @@ fn a_lost_box_goes_on_with_another_token() -> Result<()> {
     let verified = desk.sallyctl(&["audit", "verify"])?;
     ensure!(!verified.is_empty());
 
+    exchange_again(&mut talk, &lost_room)
+}
+
+/// After a restore with new keys: bravo takes the card and gives everything back, a room that alpha had lost too.
+fn exchange_again(talk: &mut Talk, lost_room: &str) -> Result<()> {
+    let desk = talk.alpha.desk().clone();
     // Nothing leaves before the enclave root has said that this is a new life.
     let early = desk.sallyctl(&["bundle", "export", "bravo.example", "--out", "early.bundle"]);
     let early = format!("{:#}", early.err().context("a bundle left without a new card")?);
     ensure!(early.contains("its card is from before"), "{early}");
     desk.issue_card_numbered("3", "0")?;
-    let unknown = talk.to_bravo();
+    let unknown = talk.carry_to_bravo();
     ensure!(unknown.is_err(), "bravo took a bundle of keys that it does not know");
 
     // bravo still takes what a courier had, then the card; and gives everything back.
     talk.bravo.desk().sallyctl(&["bundle", "import", "late.bundle"])?;
     talk.bravo.desk().pair_with(&desk)?;
-    talk.to_alpha()?;
+    talk.carry_to_alpha()?;
     let all = ["after", "answer", "before", "between", "carried"];
     ensure!(
         sorted(read(&talk.alice, &talk.room)?) == all,
         "alice reads {:?}",
         read(&talk.alice, &talk.room)?
     );
-    ensure!(read(&talk.alice, &lost_room)? == ["later"]);
+    ensure!(read(&talk.alice, lost_room)? == ["later"]);
     say(&talk.alice, &talk.room, "again")?;
-    say(&talk.alice, &lost_room, "found")?;
-    talk.to_bravo()?;
+    say(&talk.alice, lost_room, "found")?;
+    talk.carry_to_bravo()?;
     ensure!(read(&talk.bob, &talk.room)?.last().is_some_and(|last| last == "again"));
-    ensure!(read(&talk.bob, &lost_room)? == ["later", "found"]);
+    ensure!(read(&talk.bob, lost_room)? == ["later", "found"]);
     // The keys of the life before are on no card any more.
     let late = talk.bravo.desk().sallyctl(&["bundle", "import", "late.bundle"]);
     let late = format!("{:#}", late.err().context("a lost key still counts")?);
     ensure!(late.contains("no paired enclave has the signing key"), "{late}");
     say(&talk.bob, &talk.room, "welcome")?;
-    talk.to_alpha()?;
+    talk.carry_to_alpha()?;
     ensure!(read(&talk.alice, &talk.room)?.last().is_some_and(|last| last == "welcome"));
     Ok(())
 }
@@ -238,8 +247,8 @@ fn a_restored_box_with_its_own_token_is_taken_in_by_a_bundle() -> Result<()> {
     let desk = talk.alpha.desk().clone();
     desk.sallyctl(&["backup", "create", "--to", "."])?;
     say(&talk.alice, &talk.room, "after")?;
-    talk.to_bravo()?;
-    talk.to_alpha()?;
+    talk.carry_to_bravo()?;
+    talk.carry_to_alpha()?;
     desk.sallyctl(&["bundle", "export", "bravo.example", "--out", "late.bundle"])?;
     fs::copy(desk.path("late.bundle"), talk.bravo.desk().path("late.bundle"))?;
     talk.alpha.lose_machine()?;
@@ -249,13 +258,13 @@ fn a_restored_box_with_its_own_token_is_taken_in_by_a_bundle() -> Result<()> {
     ensure!(read(&talk.alice, &talk.room)? == ["before"]);
     desk.issue_card_numbered("3", "0")?;
     // The bundle brings the card, and what is left of the life before comes too late.
-    talk.to_bravo()?;
+    talk.carry_to_bravo()?;
     let late = talk.bravo.desk().sallyctl(&["bundle", "import", "late.bundle"])?;
     ensure!(late.contains("nothing changed"), "{late}");
-    talk.to_alpha()?;
+    talk.carry_to_alpha()?;
     ensure!(sorted(read(&talk.alice, &talk.room)?) == ["after", "before"]);
     say(&talk.alice, &talk.room, "again")?;
-    talk.to_bravo()?;
+    talk.carry_to_bravo()?;
     ensure!(read(&talk.bob, &talk.room)? == ["before", "after", "again"]);
     Ok(())
 }

@@ -49,7 +49,7 @@ pub(super) fn media(app: &App, id: BackupId) -> Result<Vec<Sha256>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(Error::NotRemembered(id));
         }
-        Err(error) => return Err(files::failed("read", &path)(error)),
+        Err(error) => return Err(files::failed("read", &path)(error).into()),
     };
     Ok(list.as_chunks().0.iter().map(|sha256| Sha256(*sha256)).collect())
 }
@@ -64,7 +64,7 @@ pub(super) fn remember(app: &App, made: &BackupMade, media: &[(Sha256, u64)]) ->
     let json =
         serde_json::to_vec(made).map_err(|error| files::failed("write", &path)(error.into()))?;
     files::replace(&path, &json, Readers::None).map_err(files::failed("write", &path))?;
-    forget(&folder).map_err(files::failed("tidy", &folder))
+    Ok(forget(&folder).map_err(files::failed("tidy", &folder))?)
 }
 
 fn forget(folder: &Path) -> io::Result<()> {
