@@ -7,6 +7,7 @@
 pub mod export;
 pub mod import;
 mod media;
+mod place;
 mod rooms;
 mod tally;
 mod unlock;

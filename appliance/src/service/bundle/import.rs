@@ -19,8 +19,8 @@ use ruma::{
 use sallyport_core::{
     admin::{BundleImported, Consent},
     bundle::{
-        Ack, Authentic, ChunkReader, Entry, Gate, Header, Last, Manifest, OneTimeKeyClaim, PduRole,
-        Position, Record, Records, Room, Sealed, Sequence, ToDevice, sequence,
+        Ack, Authentic, ChunkReader, Entry, Gate, Header, Manifest, OneTimeKeyClaim, PduRole,
+        Record, Records, Room, Sealed, Sequence, ToDevice,
     },
     card::Card,
     digest::Sha256,
@@ -30,10 +30,17 @@ use sallyport_core::{
     room::snapshot::Takeover,
     time::Millis,
 };
-use sallyport_store::{KeyClaim, Outcome, Peer, Progress, Received, Store, WaitingEvent, Write};
+use sallyport_store::{KeyClaim, Outcome, Progress, Received, WaitingEvent, Write};
 use serde::Deserialize;
 
-use super::{Error, media, rooms, tally::Tally, unlock::unlock, users};
+use super::{
+    Error, media,
+    place::{check_prerequisites, new_life, place},
+    rooms,
+    tally::Tally,
+    unlock::unlock,
+    users,
+};
 use crate::{
     app::App,
     files,
@@ -133,53 +140,6 @@ fn open(path: &Path) -> Result<BufReader<File>, Error> {
     let mut input = File::open(path).map_err(files::failed("open", path))?;
     input.seek(SeekFrom::Start(0)).map_err(files::failed("read", path))?;
     Ok(BufReader::with_capacity(1 << 17, input))
-}
-
-fn place(store: &Store, peer: &Peer, header: &Header) -> Result<Sequence, Error> {
-    let card = Card::stored(&peer.card).map_err(peers::Error::from)?;
-    let incarnation = card.content().incarnation;
-    let received = peer.received.filter(|received| received.incarnation == incarnation);
-    let last =
-        received.map(|Received { seq, manifest, .. }| Last { seq, manifest: Sha256(manifest) });
-    let position = Position { incarnation, last };
-    let (known, retired) = store.read(|read| {
-        let known = read.imported_manifest(&peer.server, header.seq)?;
-        Ok::<_, sallyport_store::Error>((known, read.retired_incarnations(&peer.server)?))
-    })?;
-    Ok(sequence(&position, |_| known.map(Sha256), &retired, header))
-}
-
-/// The card with which the enclave root says that the peer was restored: a bundle of a life that we do not know must bring it.
-fn new_life(peer: &Peer, authentic: &Authentic, place: Sequence) -> Result<Option<Vec<u8>>, Error> {
-    if place != Sequence::NewIncarnation {
-        return Ok(None);
-    }
-    let bytes = authentic.manifest().card.as_ref().ok_or(Error::Sequence(place))?;
-    let known = Card::stored(&peer.card).map_err(peers::Error::from)?;
-    let card = known.renew(bytes).map_err(|_not_newer| Error::Sequence(place))?;
-    if card.content().incarnation != authentic.header().incarnation {
-        return Err(Error::Sequence(place));
-    }
-    Ok(Some(bytes.clone()))
-}
-
-/// Every bundle repeats what was not acknowledged, so one that was lost is made up for by the next, if that says so.
-fn check_prerequisites(
-    app: &App,
-    peer: &Peer,
-    manifest: &Manifest,
-    place: Sequence,
-) -> Result<(), Error> {
-    let (delivered, retired) = app.store.read(|read| {
-        let delivered = read.incoming_number(&peer.server, manifest.incarnation, "to_device")?;
-        Ok::<_, sallyport_store::Error>((delivered, read.retired_incarnations(&peer.server)?))
-    })?;
-    // Nothing has come of this life: then what came of the one before does not count, and what it had told is with us.
-    if delivered.is_none() && (place == Sequence::NewIncarnation || !retired.is_empty()) {
-        return Ok(());
-    }
-    let needed = i64::try_from(manifest.prerequisites.to_device).unwrap_or(i64::MAX);
-    if needed > delivered.unwrap_or_default() { Err(Error::Sequence(place)) } else { Ok(()) }
 }
 
 /// Officers approve the very file: what they looked at is what is imported.
