@@ -48,10 +48,11 @@ impl Fresh {
     fn document(&self, name: &str, serial: u32, more: &str) -> Result<String> {
         let plan = self.enclave.plan();
         let keys = plan.folder.join("keys");
+        let recovery = self.enclave.desk().recovery_key("alpha.example")?;
         let text = format!(
             "serial = {serial}\nserver_name = \"alpha.example\"\npublic_url = \"{}\"\nlisten = [\"{}\"]\n\
              allow_software_keys = true\n{more}\n[tls]\nnames = [\"{}\"]\n[officers]\ntrusted_keys = [\"{}\"]\n\
-             [token]\nkind = \"software\"\npath = {keys:?}\n",
+             recovery_keys = [\"{recovery}\"]\n[token]\nkind = \"software\"\npath = {keys:?}\n",
             plan.url(),
             plan.address,
             plan.address.ip(),
@@ -208,6 +209,11 @@ fn a_new_box_is_provisioned_and_changed_by_sticks() -> Result<()> {
         stick.text("RESULT", "RESULT-004.txt")?.contains("What alpha.example did with this stick")
     );
     ensure!(desk.sallyctl(&["status"])?.contains("2 not activated yet"));
+    let recovery = desk.recovery_key("alpha.example")?;
+    ensure!(
+        fs::read_to_string(&configuration)?.contains(&recovery),
+        "backups are encrypted to nobody"
+    );
 
     changes(&mut fresh, &stick)
 }

@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use sallyport_core::{
+    backup::RecoveryKey,
     limits::STICK_PROVISION_BYTES_MAX,
     provision::{Document, Network, NetworkAddress, Provisioned, Tls, Trust},
     sign::PublicKey,
@@ -128,6 +129,7 @@ impl Settings {
             tls: &document.tls,
             admin: Admin { socket: &self.places.socket },
             roster: Roster { trusted_keys: &document.officers.trusted_keys },
+            backup: Backup { recovery_keys: &document.officers.recovery_keys },
             token: document.token.as_ref(),
         };
         let text = toml::to_string(&server).context("cannot write the configuration")?;
@@ -150,6 +152,7 @@ struct Server<'a> {
     tls: &'a Tls,
     admin: Admin<'a>,
     roster: Roster<'a>,
+    backup: Backup<'a>,
     token: Option<&'a toml::Table>,
 }
 
@@ -168,6 +171,11 @@ struct Admin<'a> {
 #[derive(Serialize)]
 struct Roster<'a> {
     trusted_keys: &'a [PublicKey],
+}
+
+#[derive(Serialize)]
+struct Backup<'a> {
+    recovery_keys: &'a [RecoveryKey],
 }
 
 fn network(network: &Network) -> anyhow::Result<String> {

@@ -10,10 +10,11 @@ use ruma::OwnedServerName;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
+    backup::RecoveryKey,
     digest::Sha256,
     limits::{
-        ADMIN_APPROVALS_MAX, PROVISION_LISTENERS_MAX, PROVISION_NAMES_MAX, PROVISION_OFFICERS_MAX,
-        STICK_PROVISION_BYTES_MAX,
+        ADMIN_APPROVALS_MAX, BACKUP_RECIPIENTS_MAX, PROVISION_LISTENERS_MAX, PROVISION_NAMES_MAX,
+        PROVISION_OFFICERS_MAX, STICK_PROVISION_BYTES_MAX,
     },
     sign::PublicKey,
 };
@@ -117,9 +118,9 @@ pub struct Officers {
     /// How many of them must sign a document like this one.
     #[serde(default = "one")]
     pub provision_approvals: u8,
-    /// Public keys of those who can open a backup.
+    /// The keys that backups are encrypted to, as `sallyctl ceremony recovery-key` prints them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub recovery_keys: Vec<PublicKey>,
+    pub recovery_keys: Vec<RecoveryKey>,
 }
 
 /// A document that cannot be used.
@@ -202,7 +203,7 @@ impl Officers {
                 "a key is there twice, or there are too many".into(),
             );
         }
-        if self.recovery_keys.len() > PROVISION_OFFICERS_MAX {
+        if self.recovery_keys.len() > BACKUP_RECIPIENTS_MAX {
             return wrong("officers.recovery_keys", "there are too many".into());
         }
         let needed = usize::from(self.provision_approvals);
