@@ -1,6 +1,6 @@
 //! The stick and its two gates, which are never open at once.
 //!
-//! Gate 1 ([`read`], [`write`]) touches the medium and nothing else: it copies files between a device and the *quarantine*, a folder of
+//! Gate 1 ([`read`], [`mod@write`]) touches the medium and nothing else: it copies files between a device and the *quarantine*, a folder of
 //! this machine, in a sandbox without network in which it can open only the quarantine. Gate 2 ([`apply`]) never sees the
 //! device: it judges what lies in the quarantine and talks to the box. [`run`] is the order of the three.
 //!
