@@ -134,5 +134,5 @@ pub fn is_settings_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.chars().all(fits)
         && name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.ends_with(".toml")
+        && (name.ends_with(".toml") || name.ends_with(".cbor"))
 }

@@ -10,10 +10,11 @@ use zeroize::Zeroizing;
 use super::{
     BackupId, Chain, Contents, Error, Head, Link, Maker, RecoveryKey, Sealed, Section, Sink,
     WriteError, Writer, is_settings_name,
+    stream::{ChunkReader, ChunkWriter},
 };
 use crate::{
     audit::Tip,
-    bundle::PrivateHalf,
+    bundle::{PrivateHalf, chunk::Keys},
     card::EncryptionSuite,
     digest::Sha256,
     incarnation::Incarnation,
@@ -329,6 +330,7 @@ fn names_of_settings_never_lead_out_of_their_folder() {
     for (name, good) in [
         ("sallyport.toml", true),
         ("network.toml", true),
+        ("provision.cbor", true),
         ("a-b_c.9.toml", true),
         (".toml", false),
         ("..toml", false),
@@ -367,6 +369,37 @@ proptest! {
             prop_assert_eq!(*size, content.len() as u64);
             prop_assert!(items.media.iter().any(|file| file == content));
         }
+    }
+
+    /// Whoever knows the public recovery keys can put anything into a backup that opens.
+    #[test]
+    fn no_content_makes_the_reader_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut items = Items::sample();
+        items.database.truncate(5000);
+        items.media = vec![b"one".to_vec(), b"two".to_vec()];
+        items.brought = items.media.clone();
+        let (file, _) = items.write(maker(1, None), &officers()[1..]).unwrap();
+        let mut input = file.as_slice();
+        let (_, id) = super::Header::read(&mut input).unwrap();
+        let head = file.len() - input.len();
+        let keys = || Keys::of_content_key(&[8; 32], id.0).unwrap();
+        let mut plain = vec![0; input.len() - 16];
+        ChunkReader::new(input, keys()).fill(&mut plain).unwrap();
+        let whole = plain.clone();
+        for (at, byte) in changes {
+            *at.get_mut(&mut plain) = byte;
+        }
+        if let Some(cut) = cut {
+            plain.truncate(cut.index(plain.len()));
+        }
+        let mut hostile = file[..head].to_vec();
+        let mut writer = ChunkWriter::new(&mut hostile, keys());
+        writer.write_all(&plain).unwrap();
+        writer.finish().unwrap();
+        prop_assert_eq!(read(&hostile, &officers()[1]).is_ok(), plain == whole);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 mod accounts;
 mod administration;
 mod keys;
+mod restore;
 mod rooms;
 
 use ruma::{OwnedUserId, UserId, server_name};

@@ -9,6 +9,7 @@ mod request;
 use ruma::{ServerName, server_name, signatures::PublicKeySet};
 use sallyport_core::{
     admin::{Approval, Approvers, verify},
+    backup,
     bundle::{Gate, Header, Kind, Manifest, Record, Sealed},
     card::{Card, Proposed},
     event::{KeyDocument, KeyLookup, KeySource, Pdu},
@@ -40,6 +41,18 @@ pub fn bundle(bytes: &[u8]) {
     if let Ok(header) = Header::parse(bytes) {
         assert!(!header.from.as_str().is_empty());
     }
+}
+
+/// A backup as it lies on a stick. Nobody's key opens it.
+pub fn backup(bytes: &[u8]) {
+    let Ok(sealed) = backup::Sealed::open(bytes) else { return };
+    let (id, header) = (sealed.id(), sealed.header().clone());
+    assert!(!header.recipients.is_empty(), "a backup that nobody can open");
+    let is_full = header.is_full();
+    let alone = backup::Chain::check(&[backup::Link { id, header }]);
+    assert_eq!(alone.is_ok(), is_full, "a full backup stands alone, and no other does");
+    let stranger = backup::RecoveryKey::x_wing(&[1; 32]);
+    assert!(!sealed.is_for(&stranger), "encrypted to a key that nobody named");
 }
 
 /// A bundle's manifest, from a peer that has gone bad.

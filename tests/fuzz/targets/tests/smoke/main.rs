@@ -32,6 +32,7 @@ macro_rules! smoke {
 
 smoke!(
     approval,
+    backup,
     bundle,
     card,
     certificate,
