@@ -245,6 +245,7 @@ fn a_restored_box_with_its_own_token_is_taken_in_by_a_bundle() -> Result<()> {
     let mut talk = Talk::new(Token::Software { delay_ms: 0 })?;
     say(&talk.alice, &talk.room, "before")?;
     let desk = talk.alpha.desk().clone();
+    fs::copy(talk.alpha.plan().configuration(), desk.path("configuration.copy"))?;
     desk.sallyctl(&["backup", "create", "--to", "."])?;
     say(&talk.alice, &talk.room, "after")?;
     talk.carry_to_bravo()?;
@@ -252,6 +253,15 @@ fn a_restored_box_with_its_own_token_is_taken_in_by_a_bundle() -> Result<()> {
     desk.sallyctl(&["bundle", "export", "bravo.example", "--out", "late.bundle"])?;
     fs::copy(desk.path("late.bundle"), talk.bravo.desk().path("late.bundle"))?;
     talk.alpha.lose_machine()?;
+    // A restore that the power cut: no box starts on it, and the same command makes it good.
+    let left = talk.alpha.plan().data().join("restoring/data");
+    fs::create_dir_all(&left)?;
+    fs::write(left.join("sallyport.db"), "half of it")?;
+    let text = fs::read_to_string(desk.path("configuration.copy"))?;
+    fs::write(talk.alpha.plan().configuration(), text)?;
+    let early = talk.alpha.start();
+    let early = format!("{:#}", early.err().context("a box started on half a restore")?);
+    ensure!(early.contains("run `sallyctl restore` again"), "{early}");
     let report = talk.restore(&["alpha.example-1-full.backup"], &[])?;
     ensure!(report["keys_made"] == json!([]), "{report}");
     talk.alpha.start()?;
@@ -352,5 +362,41 @@ fn a_backup_takes_little_memory_and_disturbs_nobody() -> Result<()> {
     let grown = peak.saturating_sub(before);
     ensure!(grown < 32 * 1024, "the box grew by {grown} KiB for a file of 90 MiB");
     desk.sallyctl(&[&["backup", "verify", "large.backup"][..], &OFFICER].concat())?;
+    Ok(())
+}
+
+#[test]
+fn a_key_that_the_token_wraps_opens_backups_too() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut enclave = Enclave::with_officer("alpha", folder.path())?;
+    let desk = enclave.desk().clone();
+    let made = desk.sallyctl(
+        &[&["ceremony", "recovery-key", "--enclave", "alpha.example"], &OFFICER[..]]
+            .concat()
+            .into_iter()
+            .chain(["--hybrid", "hybrid.toml"])
+            .collect::<Vec<_>>(),
+    )?;
+    let public = made.lines().find(|line| line.starts_with("recovery_keys"));
+    let public = public.context("no line for the configuration")?;
+    ensure!(public.contains("x-wing:"), "{public}");
+    let configuration = enclave.plan().configuration();
+    let text = fs::read_to_string(&configuration)?;
+    let named = |line: &str| {
+        if line.starts_with("recovery_keys") { public.to_owned() } else { line.to_owned() }
+    };
+    fs::write(&configuration, text.lines().map(named).collect::<Vec<_>>().join("\n"))?;
+    enclave.stop()?;
+    enclave.start()?;
+    keys(&desk)?;
+    desk.issue_card()?;
+    desk.sallyctl(&["backup", "create", "--to", "own.backup"])?;
+    let verify = [&["backup", "verify", "own.backup"], &OFFICER[..]].concat();
+    let other = desk.sallyctl(&verify).err().context("another key opened the backup")?;
+    ensure!(format!("{other:#}").contains("not encrypted to the recovery key"), "{other:#}");
+    let fingerprint = desk.fingerprint("alpha.card")?;
+    let more = ["--hybrid", "hybrid.toml", "--fingerprint", &fingerprint];
+    let verified = desk.sallyctl(&[&verify[..], &more].concat())?;
+    ensure!(verified.contains("the enclave root vouches"), "{verified}");
     Ok(())
 }
