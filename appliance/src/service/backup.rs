@@ -148,8 +148,8 @@ pub fn warnings(app: &App, state: &BackupState, now: Millis) -> Vec<String> {
 pub fn note_verified(app: &App, id: BackupId, order: &Order) -> Result<BackupMade, Error> {
     let mandate = order.alone()?;
     let made = remembered::made(app, id)?.ok_or(Error::Unknown(id))?;
-    let details = [("number", made.number.to_string()), ("full", made.full.to_string())];
-    let entry = mandate.entry("backup.verified", id, details);
+    let details = [("id", id.to_string()), ("full", made.full.to_string())];
+    let entry = mandate.entry("backup.verified", made.number, details);
     let json = serde_json::to_vec(&made)
         .map_err(|error| sallyport_store::Error::corrupt("meta", error))?;
     app.store.write::<_, sallyport_store::Error>(move |write| {

@@ -23,6 +23,7 @@ use sallyport::{
 };
 use sallyport_core::{
     admin::{Authority, BundleImported, CardTerms},
+    backup::RecoveryKey,
     card::{Card, Direction, Policy, Proposed},
     digest::Sha256,
     room::{self, Intent, create},
@@ -36,6 +37,8 @@ use crate::officers::Officers;
 
 pub(crate) const NOW: Millis = Millis(1_000_000_000_000);
 pub(crate) const ALICE: &str = "@alice:alpha.test";
+/// The private half of the recovery officer's key.
+pub(crate) const RECOVERY_SEED: [u8; 32] = [7; 32];
 const BOB: &str = "@bob:bravo.test";
 
 pub(crate) fn order() -> Order {
@@ -63,9 +66,10 @@ pub(crate) fn bare_enclave(name: &str, export_approvals: u8, import_approvals: u
     let data = folder.path().join("data");
     let officers = Officers::new(name, folder.path());
     let text = format!(
-        "server_name = '{name}'\ndata_dir = {:?}\nallow_software_keys = true\n{}[token]\nkind = 'software'\npath = {:?}",
+        "server_name = '{name}'\ndata_dir = {:?}\nallow_software_keys = true\n{}[backup]\nrecovery_keys = ['{}']\n[token]\nkind = 'software'\npath = {:?}",
         data.display().to_string(),
         officers.config(),
+        RecoveryKey::x_wing(&RECOVERY_SEED),
         folder.path().join("token").display().to_string(),
     );
     let config = Config::parse(&text, Path::new("test")).unwrap();

@@ -16,17 +16,18 @@ use sallyport::{
     http::admin_router,
     listen::PeerUser,
     service::{
-        activation, bundle, certificates, clock, order::Order, own_keys, peers, roster, rotation,
-        token,
+        activation, backup, bundle, certificates, clock, order::Order, own_keys, peers, roster,
+        rotation, token,
     },
     telemetry::chain,
 };
 use sallyport_core::{
     admin::{
-        AUTHORITY, Approval, Authority, CodesRequest, Consent, FINGERPRINT, KeyAction, KeyOrder,
-        path,
+        AUTHORITY, Approval, Authority, BackupVerified, CodesRequest, Consent, FINGERPRINT,
+        KeyAction, KeyOrder, path,
     },
     audit::{Row, Tip, verify},
+    backup::Sealed,
     bundle::unverified_header,
     digest::Sha256,
     limits::{AUDIT_PAGE_ROWS_MAX, AUDIT_ROW_BYTES_MAX},
@@ -199,6 +200,10 @@ fn commands(
             vec![("bundle.import", peer()), ("bundle.imported", peer())],
         ),
         (post(path::BUNDLES_IMPORT, &bundle), vec![("bundle.known", peer())]),
+        (
+            post(path::BACKUP, b""),
+            vec![("backup.create", "1".to_owned()), ("backup.created", "1".to_owned())],
+        ),
     ]
 }
 
@@ -225,6 +230,8 @@ async fn every_command_leaves_just_its_rows() {
         }
         paths.insert(path.split('?').next().unwrap().to_owned());
     }
+    backup_counts_once_it_was_verified(&alpha, &router).await;
+    paths.insert(path::BACKUP_VERIFIED.to_owned());
     assert_eq!(verify(Tip::default(), &log(&alpha.app)), Ok(tip(&alpha.app)));
 
     // The table is complete: whatever else asks who gives the command would be a command that is not in it.
@@ -244,6 +251,23 @@ async fn every_command_leaves_just_its_rows() {
             assert_eq!(status, expected, "{method} {path}");
         }
     }
+}
+
+/// The id of a backup is known when it is there.
+async fn backup_counts_once_it_was_verified(alpha: &Enclave, router: &Router) {
+    let last = || backup::state(&alpha.app.store).unwrap().last;
+    let (_, file) = Command::post(path::BACKUP, b"").give(router, Some("alice")).await;
+    assert_eq!(last(), None);
+    let id = Sealed::open(file.as_slice()).unwrap().id();
+    let verified = serde_json::to_vec(&BackupVerified { id }).unwrap();
+    let before = log(&alpha.app).len();
+    let (status, _) =
+        Command::post(path::BACKUP_VERIFIED, &verified).give(router, Some("alice")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(last().unwrap().id, id);
+    let rows = log(&alpha.app).split_off(before);
+    let [row] = rows.as_slice() else { panic!("{rows:?}") };
+    assert_eq!((row.entry.action.as_str(), row.entry.subject.as_str()), ("backup.verified", "2"));
 }
 
 #[tokio::test]

@@ -137,8 +137,8 @@ impl Prepared {
             made: self.maker.created,
         };
         remembered::remember(app, &made, &self.media)?;
-        let details = [("number", made.number.to_string()), ("full", made.full.to_string())];
-        let entry = self.mandate.entry("backup.created", id, details);
+        let details = [("id", id.to_string()), ("full", made.full.to_string())];
+        let entry = self.mandate.entry("backup.created", made.number, details);
         app.store.write::<_, sallyport_store::Error>(move |write| write.append_audit(entry))?;
         log::info!(number = made.number, full = made.full, id:%; "a backup was made");
         Ok(made)
