@@ -200,10 +200,6 @@ fn commands(
             vec![("bundle.import", peer()), ("bundle.imported", peer())],
         ),
         (post(path::BUNDLES_IMPORT, &bundle), vec![("bundle.known", peer())]),
-        (
-            post(path::BACKUP, b""),
-            vec![("backup.create", "1".to_owned()), ("backup.created", "1".to_owned())],
-        ),
     ]
 }
 
@@ -231,7 +227,7 @@ async fn every_command_leaves_just_its_rows() {
         paths.insert(path.split('?').next().unwrap().to_owned());
     }
     backup_counts_once_it_was_verified(&alpha, &router).await;
-    paths.insert(path::BACKUP_VERIFIED.to_owned());
+    paths.extend([path::BACKUP, path::BACKUP_VERIFIED].map(str::to_owned));
     assert_eq!(verify(Tip::default(), &log(&alpha.app)), Ok(tip(&alpha.app)));
 
     // The table is complete: whatever else asks who gives the command would be a command that is not in it.
@@ -256,18 +252,19 @@ async fn every_command_leaves_just_its_rows() {
 /// The id of a backup is known when it is there.
 async fn backup_counts_once_it_was_verified(alpha: &Enclave, router: &Router) {
     let last = || backup::state(&alpha.app.store).unwrap().last;
+    let before = log(&alpha.app).len();
     let (_, file) = Command::post(path::BACKUP, b"").give(router, Some("alice")).await;
     assert_eq!(last(), None);
     let id = Sealed::open(file.as_slice()).unwrap().id();
     let verified = serde_json::to_vec(&BackupVerified { id }).unwrap();
-    let before = log(&alpha.app).len();
     let (status, _) =
         Command::post(path::BACKUP_VERIFIED, &verified).give(router, Some("alice")).await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!(last().unwrap().id, id);
     let rows = log(&alpha.app).split_off(before);
-    let [row] = rows.as_slice() else { panic!("{rows:?}") };
-    assert_eq!((row.entry.action.as_str(), row.entry.subject.as_str()), ("backup.verified", "2"));
+    let left = rows.iter().map(|row| (row.entry.action.as_str(), row.entry.subject.as_str()));
+    let left: Vec<_> = left.collect();
+    assert_eq!(left, [("backup.create", "1"), ("backup.created", "1"), ("backup.verified", "1")]);
 }
 
 #[tokio::test]
