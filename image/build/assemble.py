@@ -37,6 +37,7 @@ FOLDERS = {"proc": 0o555, "sys": 0o555, "dev": 0o755, "run": 0o755, "tmp": 0o177
 COMMAND_LINE = (
     "roothash={root_hash} systemd.verity_root_options=panic-on-corruption panic=5 rootfstype=erofs ro "
     "gpt systemd.gpt_auto=0 rd.systemd.gpt_auto=0 systemd.machine_id=firmware systemd.import_credentials=no lockdown=integrity "
+    "usbcore.authorized_default=0 "
     "console=tty0 console=ttyS0 loglevel=3 systemd.show_status=0 {more}"
 )
 

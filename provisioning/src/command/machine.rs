@@ -156,23 +156,22 @@ impl Place {
 /// Seals a partition to the TPM as it is now, in place of how it was sealed. The key is for that moment in a file, in memory.
 fn reseal(device: &Path, key: &str, typed: &Path) -> anyhow::Result<()> {
     write_secret(typed, key, 0o600)?;
-    let made = Process::new(ENROL)
-        .arg(format!("--unlock-key-file={}", typed.display()))
-        .args([
-            "--wipe-slot=tpm2",
-            "--tpm2-device=auto",
-            "--tpm2-pcrs=7",
-            "--tpm2-public-key-pcrs=11",
-        ])
-        .arg(device)
-        .output();
+    // By another policy first: where there is a key with the same policy, even if another TPM made it, nothing is done.
+    let sealed = ["7+14", "7"].iter().try_for_each(|pcrs| seal(device, typed, pcrs));
     fs::remove_file(typed).context("cannot remove the typed key from memory")?;
-    let made = made.with_context(|| format!("cannot start {ENROL}"))?;
-    ensure!(
-        made.status.success(),
-        "that did not open it: {}",
-        String::from_utf8_lossy(&made.stderr).trim()
-    );
+    sealed
+}
+
+fn seal(device: &Path, key: &Path, pcrs: &str) -> anyhow::Result<()> {
+    let made = Process::new(ENROL)
+        .arg(format!("--unlock-key-file={}", key.display()))
+        .args(["--wipe-slot=tpm2", "--tpm2-device=auto", "--tpm2-public-key-pcrs=11"])
+        .arg(format!("--tpm2-pcrs={pcrs}"))
+        .arg(device)
+        .output()
+        .with_context(|| format!("cannot start {ENROL}"))?;
+    let said = String::from_utf8_lossy(&made.stderr);
+    ensure!(made.status.success(), "that did not open it: {}", said.trim());
     Ok(())
 }
 
