@@ -6,6 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from build.tree import Mount, Tree
+
 from .machine import BootError
 
 ENCLAVE = "alpha.example"
@@ -23,23 +25,31 @@ provision_approvals = 1
 """
 
 
-def document(sallyctl: Path, folder: Path) -> tuple[Path, Path, str]:
-    """Makes an officer's key, a provisioning document and its approval; returns both files and the code for the console."""
-    token, box, approval = folder / "officer.toml", folder / "box.toml", folder / "box.approval"
-    token.write_text(f'kind = "software"\npath = "{folder.resolve()}/officer.key"\n', encoding="utf-8")
-    software = ["--token", str(token), "--allow-software-keys"]
-    made = _sallyctl(sallyctl, ["ceremony", "officer-key", "--enclave", ENCLAVE, *software])
-    officer = _found(r"^public key +(\S+)$", made)
-    box.write_text(DOCUMENT.format(enclave=ENCLAVE, officer=officer), encoding="utf-8")
-    signed = _sallyctl(sallyctl, ["provision", "sign", str(box), *software, "--out", str(approval)])
-    return box, approval, _found(r"^(\d{4}(?: \d{4})+)$", signed)
+class Desk:
+    """A folder, and `sallyctl` as the image has it: it runs in the tree of tools, as this machine may have older libraries."""
 
+    def __init__(self, tools: Tree, sallyctl: Path, folder: Path) -> None:
+        self._tools = tools
+        self._mounts = [Mount(sallyctl, "sallyctl"), Mount(folder, "desk", writable=True)]
+        self._folder = folder
 
-def _sallyctl(program: Path, arguments: list[str]) -> str:
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BootError(f"sallyctl {' '.join(arguments[:2])}: {done.stderr.strip()}")
-    return done.stdout
+    def document(self) -> tuple[Path, Path, str]:
+        """Makes an officer's key, a provisioning document and its approval; returns both files and the code for the console."""
+        token, box = self._folder / "officer.toml", self._folder / "box.toml"
+        token.write_text('kind = "software"\npath = "/mnt/desk/officer.key"\n', encoding="utf-8")
+        software = ["--token", "/mnt/desk/officer.toml", "--allow-software-keys"]
+        made = self._sallyctl(["ceremony", "officer-key", "--enclave", ENCLAVE, *software])
+        officer = _found(r"^public key +(\S+)$", made)
+        box.write_text(DOCUMENT.format(enclave=ENCLAVE, officer=officer), encoding="utf-8")
+        signed = self._sallyctl(["provision", "sign", "/mnt/desk/box.toml", *software, "--out", "/mnt/desk/box.approval"])
+        return box, self._folder / "box.approval", _found(r"^(\d{4}(?: \d{4})+)$", signed)
+
+    def _sallyctl(self, arguments: list[str]) -> str:
+        order = self._tools.command(["/mnt/sallyctl", *arguments], self._mounts)
+        done = subprocess.run(order, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise BootError(f"sallyctl {' '.join(arguments[:2])}: {done.stderr.strip()}")
+        return done.stdout
 
 
 def _found(pattern: str, text: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from build import report
 from build.tree import Tree
 
-from . import desk, disk, sticks
+from . import disk, sticks
+from .desk import Desk
 from .machine import KERNEL_STARTS, Boot, BootError, Machine
 
 # A boot under emulation on a machine that does other things as well.
@@ -72,7 +73,7 @@ def other_tpm(bench: Bench) -> None:
 def provision(bench: Bench) -> None:
     """A stick makes the machine a box: the code is typed, HTTPS answers, and the next start needs nobody and no stick."""
     machine = bench.machine("provision")
-    document, approval, code = desk.document(bench.sallyctl, machine.folder)
+    document, approval, code = Desk(bench.tools, bench.sallyctl, machine.folder).document()
     image = machine.folder / "stick.img"
     sticks.make(bench.tools, image, {f"SALLYPORT/PROVISION/{path.name}": path for path in (document, approval)})
     with machine.boot() as boot:
