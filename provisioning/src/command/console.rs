@@ -154,7 +154,7 @@ fn running(status: &Status, network: String) -> Vec<(&'static str, String)> {
     let certificate = status.certificate.as_ref();
     let ca = certificate.and_then(|certificate| certificate.ca.as_ref());
     let until = certificate.and_then(|certificate| certificate.not_after);
-    vec![
+    let mut pairs = vec![
         ("enclave", status.server_name.to_string()),
         ("network", network),
         ("CA", ca.map_or_else(|| "none yet".to_owned(), |ca| format!("SHA-256 {}", ca.sha256))),
@@ -165,7 +165,9 @@ fn running(status: &Status, network: String) -> Vec<(&'static str, String)> {
                 |until| format!("valid until {}", output::time(until)),
             ),
         ),
-        ("token", status::token_text(&status.token.state)),
+    ];
+    pairs.extend(status::token_pairs(&status.token));
+    pairs.extend([
         (
             "accounts",
             format!(
@@ -174,7 +176,8 @@ fn running(status: &Status, network: String) -> Vec<(&'static str, String)> {
             ),
         ),
         ("to be signed", format!("{} events", status.backlog.events)),
-    ]
+    ]);
+    pairs
 }
 
 fn indented(text: &str) -> String {

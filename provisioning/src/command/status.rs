@@ -1,5 +1,7 @@
 //! `sallyctl status`: how the box is.
 
+use std::iter;
+
 use sallyport_core::{
     admin::{
         Backlog, BackupState, BoxKeyPlace, CertificateStatus, Status, TokenReport, TokenStatus,
@@ -44,9 +46,8 @@ fn text(status: &Status) -> String {
             ),
         ),
         ("roster", roster),
-        ("token", token_text(&status.token.state)),
     ];
-    pairs.extend(custody(&status.token).map(|(key, mode)| (key, with_meaning(mode))));
+    pairs.extend(token_pairs(&status.token));
     let certificate = status.certificate.as_ref().map_or_else(nothing, certificate_text);
     pairs.push(("certificate", certificate));
     pairs.push(("secrets", vault_text(&status.vault)));
@@ -87,8 +88,10 @@ fn custody(report: &TokenReport) -> impl Iterator<Item = (&'static str, Mode)> {
     keys.into_iter().filter_map(|(key, mode)| Some((key, mode?)))
 }
 
-fn with_meaning(mode: Mode) -> String {
-    format!("{mode}: {}", mode.meaning())
+/// How the token is and, in a sentence each, where the keys are.
+pub(super) fn token_pairs(report: &TokenReport) -> impl Iterator<Item = (&'static str, String)> {
+    let keys = custody(report).map(|(key, mode)| (key, format!("{mode}: {}", mode.meaning())));
+    iter::once(("token", token_text(&report.state))).chain(keys)
 }
 
 /// How the token is, and what it means where the keys are.
