@@ -19,7 +19,6 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::statvfs::statvfs;
 use sallyport_core::{
     limits::UPDATE_BLESSING_MS_MAX,
     update::entry::{Standing, standing_of_boot},
@@ -27,7 +26,11 @@ use sallyport_core::{
 use sallyport_hsm::{Health, Token};
 use tokio::time::{Instant, sleep};
 
-use crate::{app::App, files, service::audit};
+use crate::{
+    app::App,
+    files,
+    service::{audit, backlog::disk_free},
+};
 
 /// The folder with the database and the vault as they were before an update.
 pub const COPY: &str = "before-update";
@@ -309,9 +312,7 @@ impl Files<'_> {
         // Once for the copy, once for a migration that writes every table anew.
         let database: u64 = sizes.iter().sum();
         let needed = database.saturating_mul(2).saturating_add(SPARE_BYTES);
-        let disk =
-            statvfs(self.0).map_err(|errno| files::failed("look at", self.0)(errno.into()))?;
-        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+        let free = disk_free(self.0).map_err(files::failed("look at", self.0))?;
         if free < needed { Err(Error::NoRoom { needed, free }) } else { Ok(()) }
     }
 

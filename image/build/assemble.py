@@ -20,7 +20,7 @@ from pathlib import Path
 from . import checks, lock, manifest, modules, report, signing
 from .files import Allowed, BuildError
 from .lock import names
-from .tree import unpack
+from .tree import unpack_all
 
 IMAGE = Path("/mnt/image")
 POOL = Path("/mnt/pool")
@@ -87,8 +87,7 @@ class Assembly:
         self._bounds()
 
     def _unpack(self) -> None:
-        for package in sorted(self.locked.packages, key=lambda package: (package.name != "base-files", package)):
-            unpack(POOL / f"{package.sha256}.deb", self.packages)
+        unpack_all(self.locked, lambda package: POOL / f"{package.sha256}.deb", self.packages)
         report.say(f"{len(self.locked.packages)} packages unpacked")
 
     @property

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from . import lock, pool, report
@@ -133,8 +133,7 @@ def make(name: str, locked: lock.Lock, packages: pool.Pool) -> Tree:
     report.say(f"unpacking {len(locked.packages)} packages into {folder}")
     fresh = folder.with_suffix(f".{os.getpid()}")
     fresh.mkdir(parents=True)
-    for package in sorted(locked.packages, key=lambda package: (package.name != "base-files", package)):
-        unpack(packages.path(package), fresh)
+    unpack_all(locked, packages.path, fresh)
     for link, target in LINKS.items():
         if (fresh / link).parent.joinpath(target).exists() and not (fresh / link).exists():
             (fresh / link).symlink_to(target)
@@ -149,6 +148,12 @@ def make(name: str, locked: lock.Lock, packages: pool.Pool) -> Tree:
         if old != folder:
             shutil.rmtree(old, ignore_errors=True)
     return Tree(folder)
+
+
+def unpack_all(locked: lock.Lock, place: Callable[[lock.Package], Path], folder: Path) -> None:
+    """Unpacks the packages of a lock, of which `place` says where they are. The one that makes the folders of Debian comes first."""
+    for package in sorted(locked.packages, key=lambda package: (package.name != "base-files", package)):
+        unpack(place(package), folder)
 
 
 def unpack(package: Path, folder: Path) -> None:

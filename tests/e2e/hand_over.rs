@@ -4,104 +4,17 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use sallyport_e2e::{
-    enclave::{Enclave, PIN, Plan, Token},
-    http::Client,
-    person::word,
-    place::Place,
+    enclave::{PIN, Token},
     softhsm::MODULE,
 };
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use serde_json::Value;
 
-use crate::hsm::{current, keys};
-
-const PASSWORD: &str = "correct horse battery staple";
-
-/// Two paired boxes; alice@alpha and bob@bravo are in a room.
-struct Talk {
-    alpha: Enclave,
-    bravo: Enclave,
-    alice: Client,
-    bob: Client,
-    room: String,
-    bundles: u32,
-    said: Vec<String>,
-    _folder: TempDir,
-}
+use crate::{
+    hsm::{current, keys},
+    talk::Talk,
+};
 
 impl Talk {
-    /// With alpha's keys in this kind of token.
-    fn new(token: Token) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let mut plan = Plan::for_test("alpha", folder.path());
-        (plan.token, plan.ceremony) = (token, true);
-        let mut alpha = Enclave::create(plan, Place::Here)?;
-        alpha.start()?;
-        let bravo = Enclave::with_officer("bravo", folder.path())?;
-        for enclave in [&alpha, &bravo] {
-            keys(enclave.desk())?;
-            enclave.desk().issue_card()?;
-        }
-        alpha.desk().pair_with(bravo.desk())?;
-        bravo.desk().pair_with(alpha.desk())?;
-        let alice = alpha.client()?.register("alice", PASSWORD)?;
-        let bob = bravo.client()?.register("bob", PASSWORD)?;
-        let invite = json!({"name": "Operations", "invite": ["@bob:bravo.example"]});
-        let room = word(&alice.post("/_matrix/client/v3/createRoom", invite)?, "room_id")?;
-        let (bundles, said) = (0, Vec::new());
-        let mut talk = Self { alpha, bravo, alice, bob, room, bundles, said, _folder: folder };
-        talk.carry()?;
-        talk.bob.post(&format!("/_matrix/client/v3/join/{}", talk.room), json!({}))?;
-        Ok(talk)
-    }
-
-    fn say(&mut self, body: &str) -> Result<()> {
-        let path = format!("/_matrix/client/v3/rooms/{}/send/m.room.message/{body}", self.room);
-        self.alice.put(&path, json!({"msgtype": "m.text", "body": body}))?;
-        self.said.push(body.to_owned());
-        Ok(())
-    }
-
-    /// Makes a bundle at alpha, which then lies on bravo's desk.
-    fn export(&mut self) -> Result<String> {
-        self.bundles += 1;
-        let file = format!("{}.bundle", self.bundles);
-        let (from, to) = (self.alpha.desk(), self.bravo.desk());
-        from.sallyctl(&["bundle", "export", "bravo.example", "--out", &file])?;
-        fs::copy(from.path(&file), to.path(&file))?;
-        Ok(file)
-    }
-
-    fn import(&self, file: &str) -> Result<()> {
-        self.bravo.desk().sallyctl(&["bundle", "import", file])?;
-        Ok(())
-    }
-
-    fn carry(&mut self) -> Result<()> {
-        let file = self.export()?;
-        self.import(&file)
-    }
-
-    /// Carries what bravo has for alpha.
-    fn carry_back(&self) -> Result<()> {
-        let (from, to) = (self.bravo.desk(), self.alpha.desk());
-        from.sallyctl(&["bundle", "export", "alpha.example", "--out", "back.bundle"])?;
-        fs::copy(from.path("back.bundle"), to.path("back.bundle"))?;
-        to.sallyctl(&["bundle", "import", "back.bundle"])?;
-        Ok(())
-    }
-
-    /// bob reads everything that alice said.
-    fn all_is_read(&self) -> Result<()> {
-        let path = format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=100", self.room);
-        let page = self.bob.get(&path)?;
-        let events = page["chunk"].as_array().context("no events")?;
-        let bodies = events.iter().rev().filter_map(|event| event["content"]["body"].as_str());
-        let read: Vec<&str> = bodies.collect();
-        ensure!(read == self.said, "bob reads {read:?}, alice said {:?}", self.said);
-        Ok(())
-    }
-
     /// A key of alpha as `sallyctl hsm status` shows it.
     fn key(&self, name: &str) -> Result<Value> {
         let found = keys(self.alpha.desk())?.into_iter().find(|key| key["name"] == name);
@@ -119,7 +32,7 @@ fn nothing_leaves_a_box_that_starts_locked() -> Result<()> {
     ensure!(refused.contains("sallyctl token unlock"), "nobody is told what to do: {refused}");
     ensure!(!talk.alpha.desk().path("2.bundle").exists(), "a bundle was made");
     talk.alpha.desk().sallyctl_answering(&["token", "unlock"], &format!("{PIN}\n"))?;
-    talk.carry()?;
+    talk.carry_to_bravo()?;
     talk.all_is_read()
 }
 
@@ -138,16 +51,16 @@ fn a_courier_key_changes_without_a_meeting() -> Result<()> {
     ensure!(needed.to_string().contains("does not name its successor"), "{needed}");
     // Under the card of before, and then with the new one in the bundle.
     talk.say("between")?;
-    talk.carry()?;
+    talk.carry_to_bravo()?;
     desk.issue_card_numbered("2", "0")?;
     talk.say("with-the-card")?;
-    talk.carry()?;
+    talk.carry_to_bravo()?;
     talk.all_is_read()?;
-    talk.carry_back()?;
+    talk.carry_to_alpha()?;
     destroy("destroyed.txt")?;
     ensure!(!talk.key(&old)?["destroyed"].is_null(), "{old} is not destroyed");
     talk.say("after")?;
-    talk.carry()?;
+    talk.carry_to_bravo()?;
     talk.all_is_read()
 }
 
@@ -200,7 +113,7 @@ fn a_box_is_handed_over_to_another_token_and_its_peer_goes_on() -> Result<()> {
     talk.bravo.desk().pair_with(&desk)?;
     talk.import(&bundle)?;
     talk.all_is_read()?;
-    talk.carry_back()?;
+    talk.carry_to_alpha()?;
 
     // The log is vouched for across the change, and the CA follows into the new token.
     desk.sallyctl(&["audit", "checkpoint"])?;

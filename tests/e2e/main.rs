@@ -12,6 +12,7 @@ mod hand_over;
 mod hsm;
 mod restore;
 mod sticks;
+mod talk;
 mod tidy;
 mod tls;
 mod token;

@@ -5,75 +5,23 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use http::{Request, header};
 use sallyport_e2e::{
-    enclave::{Enclave, PIN, Plan, Token},
+    enclave::{Enclave, PIN, Token},
     http::Client,
     person::word,
-    place::Place,
     softhsm::MODULE,
 };
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::hsm::keys;
+use crate::{
+    hsm::keys,
+    talk::{Talk, found, read, say},
+};
 
 const PASSWORD: &str = "correct horse battery staple";
 /// The key of the recovery officer.
 const OFFICER: [&str; 3] = ["--token", "recovery.toml", "--allow-software-keys"];
 
-/// Two paired boxes; alice@alpha and bob@bravo are in a room.
-struct Talk {
-    alpha: Enclave,
-    bravo: Enclave,
-    alice: Client,
-    bob: Client,
-    room: String,
-    bundles: u32,
-    _folder: TempDir,
-}
-
 impl Talk {
-    fn new(token: Token) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let mut plan = Plan::for_test("alpha", folder.path());
-        (plan.token, plan.ceremony) = (token, true);
-        let mut alpha = Enclave::create(plan, Place::Here)?;
-        alpha.start()?;
-        let bravo = Enclave::with_officer("bravo", folder.path())?;
-        for enclave in [&alpha, &bravo] {
-            keys(enclave.desk())?;
-            enclave.desk().issue_card()?;
-        }
-        alpha.desk().pair_with(bravo.desk())?;
-        bravo.desk().pair_with(alpha.desk())?;
-        let alice = alpha.client()?.register("alice", PASSWORD)?;
-        let bob = bravo.client()?.register("bob", PASSWORD)?;
-        let room = found(&alice, "Operations")?;
-        let mut talk = Self { alpha, bravo, alice, bob, room, bundles: 0, _folder: folder };
-        talk.carry_to_bravo()?;
-        talk.bob.post(&format!("/_matrix/client/v3/join/{}", talk.room), json!({}))?;
-        Ok(talk)
-    }
-
-    fn carry_to_bravo(&mut self) -> Result<String> {
-        self.bundles += 1;
-        let file = format!("{}-to-bravo.bundle", self.bundles);
-        self.carry(&file, "bravo.example", (&self.alpha, &self.bravo))?;
-        Ok(file)
-    }
-
-    fn carry_to_alpha(&mut self) -> Result<()> {
-        self.bundles += 1;
-        let file = format!("{}-to-alpha.bundle", self.bundles);
-        self.carry(&file, "alpha.example", (&self.bravo, &self.alpha))
-    }
-
-    fn carry(&self, file: &str, to: &str, (from, at): (&Enclave, &Enclave)) -> Result<()> {
-        from.desk().sallyctl(&["bundle", "export", to, "--out", file])?;
-        fs::copy(from.desk().path(file), at.desk().path(file))?;
-        at.desk().sallyctl(&["bundle", "import", file])?;
-        Ok(())
-    }
-
     /// alpha's machine and its token are gone; another machine with another token is made of backups.
     fn lose_all_and_restore(&mut self, files: &[&str]) -> Result<Value> {
         self.alpha.lose_machine()?;
@@ -107,27 +55,6 @@ impl Talk {
         .concat();
         Ok(serde_json::from_str(&desk.sallyctl(&arguments)?)?)
     }
-}
-
-/// A room of alice's into which bob is invited.
-fn found(alice: &Client, name: &str) -> Result<String> {
-    let invite = json!({"name": name, "invite": ["@bob:bravo.example"]});
-    word(&alice.post("/_matrix/client/v3/createRoom", invite)?, "room_id")
-}
-
-fn say(who: &Client, room: &str, body: &str) -> Result<()> {
-    let path = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/{body}");
-    who.put(&path, json!({"msgtype": "m.text", "body": body}))?;
-    Ok(())
-}
-
-/// What somebody reads in a room, the oldest first.
-fn read(who: &Client, room: &str) -> Result<Vec<String>> {
-    let path = format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=100");
-    let page = who.get(&path)?;
-    let events = page["chunk"].as_array().context("no events")?;
-    let bodies = events.iter().rev().filter_map(|event| event["content"]["body"].as_str());
-    Ok(bodies.map(str::to_owned).collect())
 }
 
 fn sorted(mut bodies: Vec<String>) -> Vec<String> {

@@ -44,10 +44,11 @@ mod stream;
 mod tests;
 mod writer;
 
+pub use crate::bundle::Codec;
 pub use chain::{Chain, Link};
 pub use error::{Error, WriteError};
 pub use header::{BackupId, Header, Maker, VERSION};
-pub use item::{Codec, Head, MEDIA_ENTRY_BYTES, Section, WRAPPED_FILES, is_settings_name};
+pub use item::{Head, MEDIA_ENTRY_BYTES, Section, WRAPPED_FILES, is_settings_name};
 pub use manifest::{Content, Manifest, Signed};
 pub use reader::{Contents, Opened, Sealed, Sink};
 pub use recipient::{NotARecoveryKey, RecoveryKey, Stanza};

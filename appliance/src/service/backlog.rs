@@ -1,6 +1,6 @@
 //! What waits for the token, told to whoever looks and to the log once it is worth a warning.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, io, path::Path};
 
 use nix::sys::statvfs::statvfs;
 use sallyport_core::{admin::Backlog, time::Millis};
@@ -12,13 +12,13 @@ use sallyport_store::Store;
 /// If the database fails.
 pub fn backlog(store: &Store, data_dir: &Path) -> Result<Backlog, sallyport_store::Error> {
     let backlog = store.read(|read| read.backlog())?;
-    Ok(Backlog { disk_free: disk_free(data_dir), ..backlog })
+    Ok(Backlog { disk_free: disk_free(data_dir).ok(), ..backlog })
 }
 
 /// Bytes that this process may still write to the disk of a folder.
-pub(crate) fn disk_free(folder: &Path) -> Option<u64> {
-    let disk = statvfs(folder).ok()?;
-    Some(disk.blocks_available().saturating_mul(disk.fragment_size()))
+pub(crate) fn disk_free(folder: &Path) -> io::Result<u64> {
+    let disk = statvfs(folder)?;
+    Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
 }
 
 /// Says a warning when it comes up or gets louder, and not again until it was over.
@@ -68,6 +68,6 @@ mod tests {
     fn the_disk_of_a_folder_has_room() {
         let folder = tempfile::tempdir().unwrap();
         assert!(disk_free(folder.path()).unwrap() > 0);
-        assert_eq!(disk_free(&folder.path().join("nowhere")), None);
+        assert_eq!(disk_free(&folder.path().join("nowhere")).ok(), None);
     }
 }

@@ -203,7 +203,7 @@ impl Place {
             }
             make_folder(&restoring.join("data"))?;
             make_folder(&restoring.join("settings"))?;
-            sync(data_dir)?;
+            files::sync_folder(data_dir)?;
             Ok(foreign.then_some((folder.uid(), folder.gid())))
         };
         let owner = make().with_context(|| format!("cannot make {}", restoring.display()))?;
@@ -245,7 +245,7 @@ impl Place {
                 let entry = entry?;
                 fs::rename(entry.path(), self.data_dir.join(entry.file_name()))?;
             }
-            sync(&self.data_dir)
+            files::sync_folder(&self.data_dir)
         };
         put().with_context(|| format!("cannot put the files into {}", self.data_dir.display()))
     }
@@ -254,7 +254,7 @@ impl Place {
     fn clear(&self) -> anyhow::Result<()> {
         let clear = || -> io::Result<()> {
             fs::remove_dir_all(&self.restoring)?;
-            sync(&self.data_dir)
+            files::sync_folder(&self.data_dir)
         };
         clear().with_context(|| format!("cannot remove {}", self.restoring.display()))
     }
@@ -420,10 +420,6 @@ fn make_folder(path: &Path) -> io::Result<()> {
 
 fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
-}
-
-fn sync(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -228,7 +228,7 @@ fn put(stick: &Path, kind: Kind, path: &Path) -> anyhow::Result<String> {
         .and_then(|_| target.flush())
         .and_then(|()| target.sync_all())
         .and_then(|()| fs::rename(&part, &whole))
-        .and_then(|()| File::open(&folder)?.sync_all());
+        .and_then(|()| files::sync_folder(&folder));
     copied.context("cannot write to the stick: is it full or write-protected?")?;
     Ok(name)
 }

@@ -1,7 +1,7 @@
 //! What a stick brought: the list that gate 1 leaves in the quarantine for gate 2.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder},
     io::{self, Write as _},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -159,9 +159,4 @@ pub(crate) fn empty(quarantine: &Path) -> anyhow::Result<()> {
 /// A new folder that only its owner sees.
 pub(crate) fn make_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)
-}
-
-/// Waits until a folder's entries are on the disk.
-pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }

@@ -45,7 +45,7 @@ pub(crate) fn read(
     };
     gate.copy_all()?;
     gate.inventory.write(quarantine)?;
-    inventory::sync_folder(&quarantine.join(IN)).context("cannot write to the quarantine")?;
+    files::sync_folder(&quarantine.join(IN)).context("cannot write to the quarantine")?;
     let Inventory { files, left_count, .. } = &gate.inventory;
     out.note(&format!("{} files are in quarantine, {left_count} were left alone.", files.len()))
 }
@@ -110,7 +110,7 @@ impl Gate<'_> {
                 Err(why) => self.leave(&name, why)?,
             }
         }
-        inventory::sync_folder(&target).context("cannot write to the quarantine")
+        files::sync_folder(&target).context("cannot write to the quarantine")
     }
 
     /// The kind of a file that is to be copied, or why it is not.

@@ -21,7 +21,6 @@ use sallyport_core::{
 use sallyport_hsm::{PinSource, TokenConfig};
 use serde::{Deserialize as _, Serialize};
 
-use super::inventory;
 use crate::files;
 
 const RECORD: &str = "provision.cbor";
@@ -103,7 +102,7 @@ impl Settings {
                 files::write_new(&before, &old)?;
             }
             fs::rename(&new, &path)?;
-            Ok(inventory::sync_folder(&self.folder)?)
+            Ok(files::sync_folder(&self.folder)?)
         };
         replaced().with_context(|| format!("cannot write {}", path.display()))
     }

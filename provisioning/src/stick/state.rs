@@ -115,10 +115,7 @@ impl StateFile {
 }
 
 fn publish(path: &Path, notice: &Notice<'_>) -> anyhow::Result<()> {
-    let json = serde_json::to_vec_pretty(notice).context("cannot write the state")?;
-    let new = path.with_extension("new");
-    let written = fs::write(&new, json).and_then(|()| fs::rename(&new, path));
-    written.with_context(|| format!("cannot write {}", path.display()))
+    files::replace(path, &serde_json::to_vec_pretty(notice).context("cannot write the state")?)
 }
 
 /// What became of a stick, line by line.

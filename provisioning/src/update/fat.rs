@@ -10,6 +10,7 @@ mod folder;
 
 use anyhow::{Context as _, bail, ensure};
 use sallyport_core::digest::{Hasher, Sha256};
+use sallyport_volume::bytes::{u8_at, u16_at, u32_at};
 
 pub(crate) use self::folder::{Folder, Item};
 use super::medium::{Medium, PIECE_BYTES, SECTOR_BYTES};
@@ -51,7 +52,7 @@ impl<M: Medium> Volume<M> {
         let mut boot = vec![0; SECTOR_BYTES];
         medium.read(0, &mut boot).context("the boot partition cannot be read")?;
         let (u8_at, u16_at, u32_at) = (
-            |at: usize| boot.get(at).copied().unwrap_or_default(),
+            |at| u8_at(&boot, at),
             |at| u64::from(u16_at(&boot, at)),
             |at| u64::from(u32_at(&boot, at)),
         );
@@ -349,14 +350,4 @@ impl<M: Medium> Volume<M> {
 fn runs(clusters: &[u32], most: usize) -> impl Iterator<Item = &[u32]> {
     let neighbours = clusters.chunk_by(|one, next| next.checked_sub(1) == Some(*one));
     neighbours.flat_map(move |run| run.chunks(most.max(1)))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    let field = bytes.get(at..at + 2).and_then(|field| field.try_into().ok());
-    field.map(u16::from_le_bytes).unwrap_or_default()
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let field = bytes.get(at..at + 4).and_then(|field| field.try_into().ok());
-    field.map(u32::from_le_bytes).unwrap_or_default()
 }

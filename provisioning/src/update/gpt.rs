@@ -7,6 +7,7 @@ use std::{fmt, io, str::FromStr};
 
 use anyhow::{Context as _, bail, ensure};
 use sallyport_core::digest::Sha256;
+use sallyport_volume::bytes::{u32_at, u64_at};
 
 use super::medium::{Medium, SECTOR_BYTES};
 
@@ -277,14 +278,4 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) -> anyhow::Result<()> {
     let place = bytes.get_mut(at..at + value.len()).context("a header that is too short")?;
     place.copy_from_slice(value);
     Ok(())
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let field = bytes.get(at..at + 4).and_then(|field| field.try_into().ok());
-    field.map(u32::from_le_bytes).unwrap_or_default()
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let field = bytes.get(at..at + 8).and_then(|field| field.try_into().ok());
-    field.map(u64::from_le_bytes).unwrap_or_default()
 }

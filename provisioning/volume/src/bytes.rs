@@ -1,18 +1,26 @@
 //! Little-endian numbers in a sector. What lies outside of it is zero, which no check of a boot sector lets pass.
 
-pub(crate) fn u8_at(bytes: &[u8], at: usize) -> u8 {
+/// The byte at a place.
+#[must_use]
+pub fn u8_at(bytes: &[u8], at: usize) -> u8 {
     bytes.get(at).copied().unwrap_or_default()
 }
 
-pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+/// The 16 bits at a place.
+#[must_use]
+pub fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(array(bytes, at))
 }
 
-pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+/// The 32 bits at a place.
+#[must_use]
+pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(array(bytes, at))
 }
 
-pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+/// The 64 bits at a place.
+#[must_use]
+pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array(bytes, at))
 }
 

@@ -18,7 +18,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-mod bytes;
+pub mod bytes;
 mod disk;
 mod error;
 mod exfat;

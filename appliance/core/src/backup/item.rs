@@ -9,6 +9,7 @@ use std::fmt;
 use minicbor::{Decode, Encode};
 
 use crate::{
+    bundle::Codec,
     digest::Sha256,
     limits::{BACKUP_CONTENT_BYTES_MAX, BACKUP_FILE_BYTES_MAX, BACKUP_MEDIA_MAX},
 };
@@ -66,18 +67,6 @@ impl fmt::Display for Section {
             Self::Manifest => "manifest",
         })
     }
-}
-
-/// How the content of an item is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-#[cbor(index_only)]
-pub enum Codec {
-    /// As it is.
-    #[n(0)]
-    Stored,
-    /// Compressed by zstd, with a window of at most 8 MiB.
-    #[n(1)]
-    Zstd,
 }
 
 /// The head of an item.

@@ -1,56 +1,9 @@
-//! The chunks of a backup, whose length is not known before its end.
+//! Reads the chunks of a backup, whose length is not known before its end.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 
 use super::Error;
 use crate::bundle::chunk::{CHUNK_BYTES, Keys, TAG_BYTES};
-
-/// Encrypts a plaintext of any length.
-pub(super) struct ChunkWriter<W> {
-    output: W,
-    keys: Keys,
-    buffer: Vec<u8>,
-    chunk: u64,
-}
-
-impl<W: Write> ChunkWriter<W> {
-    pub(super) fn new(output: W, keys: Keys) -> Self {
-        Self { output, keys, buffer: Vec::with_capacity(CHUNK_BYTES), chunk: 0 }
-    }
-
-    /// Writes the last chunk.
-    pub(super) fn finish(mut self) -> io::Result<W> {
-        self.seal(true)?;
-        self.output.flush()?;
-        Ok(self.output)
-    }
-
-    fn seal(&mut self, is_last: bool) -> io::Result<()> {
-        let tag = self.keys.seal(self.chunk, is_last, &mut self.buffer)?;
-        self.output.write_all(&self.buffer)?;
-        self.output.write_all(tag.as_ref())?;
-        self.buffer.clear();
-        self.chunk = self.chunk.saturating_add(1);
-        Ok(())
-    }
-}
-
-impl<W: Write> Write for ChunkWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // A full buffer is sealed only when more comes: it may be the last chunk.
-        if self.buffer.len() == CHUNK_BYTES && !bytes.is_empty() {
-            self.seal(false)?;
-        }
-        let room = CHUNK_BYTES.saturating_sub(self.buffer.len());
-        let taken = bytes.get(..room).unwrap_or(bytes);
-        self.buffer.extend_from_slice(taken);
-        Ok(taken.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.output.flush()
-    }
-}
 
 /// Decrypts and authenticates chunk by chunk. Nothing comes out of a chunk that does not verify.
 pub(super) struct ChunkReader<R> {

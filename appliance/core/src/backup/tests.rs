@@ -9,12 +9,14 @@ use zeroize::Zeroizing;
 
 use super::{
     BackupId, Chain, Contents, Error, Head, Link, Maker, RecoveryKey, Sealed, Section, Sink,
-    WriteError, Writer, is_settings_name,
-    stream::{ChunkReader, ChunkWriter},
+    WriteError, Writer, is_settings_name, stream::ChunkReader,
 };
 use crate::{
     audit::Tip,
-    bundle::{PrivateHalf, chunk::Keys},
+    bundle::{
+        PrivateHalf,
+        chunk::{ChunkWriter, Keys},
+    },
     card::EncryptionSuite,
     digest::Sha256,
     incarnation::Incarnation,

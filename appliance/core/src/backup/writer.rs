@@ -7,11 +7,14 @@ use zstd::stream::{raw::CParameter, write::Encoder};
 
 use super::{
     BackupId, Codec, Head, Header, Maker, Manifest, RecoveryKey, Section, WriteError,
-    manifest::Tally, stream::ChunkWriter,
+    manifest::Tally,
 };
 use crate::{
     audit::Tip,
-    bundle::{chunk::Keys, hpke::RANDOMNESS_BYTES},
+    bundle::{
+        chunk::{ChunkWriter, Keys},
+        hpke::RANDOMNESS_BYTES,
+    },
     cbor,
     digest::Hasher,
     limits::{BACKUP_BLOCK_BYTES_MAX, BACKUP_FILES_MAX, BUNDLE_WINDOW_LOG_MAX},

@@ -54,7 +54,7 @@ impl Keys {
     }
 
     /// Encrypts a chunk in its place and gives its tag.
-    pub(crate) fn seal(&self, chunk: u64, is_last: bool, buffer: &mut [u8]) -> io::Result<Tag> {
+    fn seal(&self, chunk: u64, is_last: bool, buffer: &mut [u8]) -> io::Result<Tag> {
         let aad = Aad::from(self.header.as_bytes());
         self.of_chunk(is_last)
             .seal_in_place_separate_tag(Self::nonce(chunk), aad, buffer)
@@ -91,33 +91,35 @@ impl Keys {
     }
 }
 
-/// Encrypts a plaintext of known length.
-pub(super) struct ChunkWriter<W> {
+/// Encrypts a plaintext of any length.
+pub(crate) struct ChunkWriter<W> {
     output: W,
     keys: Keys,
     buffer: Vec<u8>,
     chunk: u64,
-    chunks: u64,
 }
 
 impl<W: Write> ChunkWriter<W> {
-    pub(super) fn new(output: W, keys: Keys, plaintext_bytes: u64) -> Self {
-        let buffer = Vec::with_capacity(CHUNK_BYTES);
-        Self { output, keys, buffer, chunk: 0, chunks: chunks(plaintext_bytes) }
+    pub(crate) fn new(output: W, keys: Keys) -> Self {
+        Self { output, keys, buffer: Vec::with_capacity(CHUNK_BYTES), chunk: 0 }
     }
 
-    /// Writes the last chunk. Fails if the plaintext had another length than was said.
-    pub(super) fn finish(mut self) -> io::Result<W> {
-        if self.chunk.saturating_add(1) != self.chunks {
-            return Err(io::Error::other("plaintext of another length than announced"));
-        }
-        self.seal()?;
+    /// Writes the last chunk.
+    pub(crate) fn finish(mut self) -> io::Result<W> {
+        self.seal(true)?;
         self.output.flush()?;
         Ok(self.output)
     }
 
-    fn seal(&mut self) -> io::Result<()> {
-        let is_last = self.chunk.saturating_add(1) == self.chunks;
+    /// Writes the last chunk of a plaintext whose length was said before. Fails if it had another one.
+    pub(super) fn finish_as_announced(self, plaintext_bytes: u64) -> io::Result<W> {
+        if self.chunk.saturating_add(1) != chunks(plaintext_bytes) {
+            return Err(io::Error::other("plaintext of another length than announced"));
+        }
+        self.finish()
+    }
+
+    fn seal(&mut self, is_last: bool) -> io::Result<()> {
         let tag = self.keys.seal(self.chunk, is_last, &mut self.buffer)?;
         self.output.write_all(&self.buffer)?;
         self.output.write_all(tag.as_ref())?;
@@ -131,7 +133,7 @@ impl<W: Write> Write for ChunkWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // A full buffer is sealed only when more comes: it may be the last chunk.
         if self.buffer.len() == CHUNK_BYTES && !bytes.is_empty() {
-            self.seal()?;
+            self.seal(false)?;
         }
         let room = CHUNK_BYTES.saturating_sub(self.buffer.len());
         let taken = bytes.get(..room).unwrap_or(bytes);
@@ -234,9 +236,9 @@ mod tests {
     }
 
     fn seal(plaintext: &[u8]) -> Vec<u8> {
-        let mut writer = ChunkWriter::new(Vec::new(), keys(b"h"), plaintext.len() as u64);
+        let mut writer = ChunkWriter::new(Vec::new(), keys(b"h"));
         writer.write_all(plaintext).unwrap();
-        writer.finish().unwrap()
+        writer.finish_as_announced(plaintext.len() as u64).unwrap()
     }
 
     fn open(sealed: &[u8], header: &[u8], bytes: usize) -> Result<Vec<u8>, Error> {
@@ -275,8 +277,8 @@ mod tests {
 
     #[test]
     fn another_length_than_announced_is_noticed() {
-        let mut writer = ChunkWriter::new(Vec::new(), keys(b"h"), 2 * CHUNK_BYTES as u64);
+        let mut writer = ChunkWriter::new(Vec::new(), keys(b"h"));
         writer.write_all(&[0; 5]).unwrap();
-        assert!(writer.finish().is_err());
+        assert!(writer.finish_as_announced(2 * CHUNK_BYTES as u64).is_err());
     }
 }

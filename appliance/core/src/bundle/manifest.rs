@@ -168,7 +168,7 @@ pub struct Section {
     pub records: u64,
 }
 
-/// How a section is stored.
+/// How a section of a bundle, or an item of a backup, is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(index_only)]
 pub enum Codec {

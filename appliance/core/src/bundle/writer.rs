@@ -290,12 +290,12 @@ impl Envelope<'_> {
         }
         output.write_all(&head)?;
         let keys = Keys::new(&secret, Sha256::of(&head)).ok_or(SealError::RecipientKey)?;
-        let mut chunks = ChunkWriter::new(output, keys, header.plaintext_bytes);
+        let mut chunks = ChunkWriter::new(output, keys);
         let length = u32::try_from(manifest.len()).map_err(io::Error::other)?;
         chunks.write_all(&length.to_be_bytes())?;
         chunks.write_all(&manifest)?;
         copy(spool, &self.manifest.sections, &mut chunks)?;
-        chunks.finish()?;
+        chunks.finish_as_announced(header.plaintext_bytes)?;
         Ok(header)
     }
 

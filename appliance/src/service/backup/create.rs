@@ -203,7 +203,7 @@ fn courier(app: &App, card: Option<&[u8]>) -> Result<Current, Error> {
 fn check_room(app: &App, folder: &Path) -> Result<(), Error> {
     let needed = app.store.bytes()?.saturating_add(SPARE_BYTES);
     match disk_free(folder) {
-        Some(free) if free < needed => Err(Error::NoRoom { needed, free }),
+        Ok(free) if free < needed => Err(Error::NoRoom { needed, free }),
         _ => Ok(()),
     }
 }

@@ -152,9 +152,9 @@ fn lying(manifest: &Manifest, spool: &[u8]) -> Error {
     let sign = |tbs: &[u8]| Ok::<_, Infallible>(secret(2).sign(tbs).to_bytes().into());
     let mut file = header.seal(&public(2), sign).unwrap();
     let keys = chunk::Keys::new(&secret_key, Sha256::of(&file)).unwrap();
-    let mut chunks = chunk::ChunkWriter::new(&mut file, keys, plaintext.len() as u64);
+    let mut chunks = chunk::ChunkWriter::new(&mut file, keys);
     io::Write::write_all(&mut chunks, &plaintext).unwrap();
-    chunks.finish().unwrap();
+    chunks.finish_as_announced(plaintext.len() as u64).unwrap();
     import(&file).unwrap_err()
 }
 
