@@ -116,9 +116,9 @@ image-verify: ## Build the image twice, as differently as this machine allows, a
 	@$(IMAGE) verify $(if $(BINARIES),--binaries $(BINARIES))
 
 .PHONY: image-boot
-image-boot: ## Boot the image in virtual machines with Secure Boot and a TPM (SCENARIO=name; KEYS=folder)
+image-boot: ## Boot the image in virtual machines with Secure Boot and a TPM (SCENARIO=names; KEYS=, BINARIES= folders)
 	@.ci/need image
-	@PYTHONPATH=image PYTHONDONTWRITEBYTECODE=1 python3 -m boot $(if $(KEYS),--keys $(KEYS)) $(SCENARIO)
+	@PYTHONPATH=image PYTHONDONTWRITEBYTECODE=1 python3 -m boot $(if $(KEYS),--keys $(KEYS)) $(if $(BINARIES),--sallyctl $(BINARIES)/sallyctl) $(SCENARIO)
 
 .PHONY: check
 check: fmt-check lint tidy deny doc ## Formatting, lints, tidiness, dependencies and documentation

@@ -11,6 +11,7 @@ from build.__main__ import LOCKS, REPOSITORY
 
 from . import scenarios
 from .machine import BootError
+from .scenarios.bench import Bench
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     try:
         tools = tree.make("boot", lock.read(LOCKS / "boot.lock"), pool.Pool(pool.cache() / "pool"))
         image = arguments.image or newest()
-        bench = scenarios.Bench(tools, arguments.keys, image, arguments.folder, arguments.sallyctl)
+        bench = Bench(tools, arguments.keys, image, arguments.folder, arguments.sallyctl)
         for name in arguments.scenario or scenarios.ALL:
             play = scenarios.ALL[name]
             report.say(f"{name}: {(play.__doc__ or '').splitlines()[0]}")

@@ -53,6 +53,7 @@ class Machine:
 
     def __init__(self, tools: Tree, keys: Path, folder: Path, image: Path | None = None) -> None:
         self.tools = tools
+        self.keys = keys
         self.folder = folder
         if image is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -62,8 +63,14 @@ class Machine:
             subprocess.run(["cp", "--sparse=always", image, self.disk], check=True)
             with self.disk.open("r+b") as file:
                 file.truncate(image.stat().st_size + (1 << 30))
-            self._enrol(keys)
+            self._enrol()
             self.fresh_tpm()
+
+    @staticmethod
+    def copy(original: Machine, folder: Path) -> Machine:
+        """The same machine once more: disk, firmware variables, TPM and what lies beside them."""
+        subprocess.run(["cp", "-a", "--sparse=always", "--reflink=auto", original.folder, folder], check=True)
+        return Machine(original.tools, original.keys, folder)
 
     def fresh_tpm(self) -> None:
         """Gives the machine another TPM, as after a repair."""
@@ -81,12 +88,12 @@ class Machine:
         """What its processes see."""
         return [Mount(self.folder, "vm", writable=True)]
 
-    def _enrol(self, keys: Path) -> None:
+    def _enrol(self) -> None:
         enrolled: list[str] = []
         for name, option in zip(NAMES, ("--set-pk", "--add-kek", "--add-db"), strict=True):
             enrolled += [option, str(OWNER), f"/mnt/keys/{name}.crt"]
         firmware = ["-i", f"{FIRMWARE}/OVMF_VARS_4M.fd", "-o", "/mnt/vm/variables.fd"]
-        self._tool(["virt-fw-vars", *firmware, *enrolled, "--secure-boot"], [Mount(keys, "keys")])
+        self._tool(["virt-fw-vars", *firmware, *enrolled, "--secure-boot"], [Mount(self.keys, "keys")])
 
     def _tool(self, command: Sequence[str], mounts: Sequence[Mount] = ()) -> None:
         order = self.tools.command(command, [*self.mounts(), *mounts])

@@ -3,7 +3,8 @@
 import unittest
 from pathlib import Path
 
-from boot import machine, scenarios
+from boot import machine
+from boot.scenarios import bench
 
 
 class Console(unittest.TestCase):
@@ -16,9 +17,9 @@ class Console(unittest.TestCase):
 
     def test_a_recovery_key_is_found(self) -> None:
         key = "hevddhln-lehridec-ftccregb-dchklvlu-rtrjlbch-lrfjlclv-kfgkjbvj-jlvjcefb"
-        found = scenarios.RECOVERY_KEY.search(f"    {key}  ")
+        found = bench.RECOVERY_KEY.search(f"    {key}  ")
         self.assertEqual(found and found[1], key)
-        self.assertIsNone(scenarios.RECOVERY_KEY.search(key.replace("-jlvjcefb", "")))
+        self.assertIsNone(bench.RECOVERY_KEY.search(key.replace("-jlvjcefb", "")))
 
     def test_only_files_of_the_machine_are_seen(self) -> None:
         self.assertEqual(machine._inside(Path("/tmp/vm"), Path("/tmp/vm/stick.img")), "/mnt/vm/stick.img")

@@ -1,0 +1,16 @@
+"""What is tried with a machine, by subject. Each scenario is a function; its first line says what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import refusals, start
+from .bench import Bench
+
+ALL: dict[str, Callable[[Bench], None]] = {
+    "first-boot": start.first_boot,
+    "other-tpm": start.other_tpm,
+    "provision": start.provision,
+    "unsigned": refusals.unsigned,
+    "flipped": refusals.flipped,
+}

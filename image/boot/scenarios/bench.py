@@ -1,0 +1,88 @@
+"""What scenarios work with: machines, the image on their disks, boxes that were provisioned before, and what a person does at a machine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from build import report
+from build.tree import Tree
+
+from .. import sticks
+from ..desk import Desk
+from ..machine import KERNEL_STARTS, Boot, BootError, Machine
+
+# A boot under emulation on a machine that does other things as well.
+BOOT_S = 300.0
+MOMENT_S = 60.0
+RECOVERY_KEY = re.compile(r"\b((?:[cbdefghijklnrtuv]{8}-){7}[cbdefghijklnrtuv]{8})\b")
+
+
+class Bench:
+    """A folder for machines, the image and the keys that it was signed with."""
+
+    def __init__(self, tools: Tree, keys: Path, image: Path, folder: Path, sallyctl: Path) -> None:
+        self.tools = tools
+        self.sallyctl = sallyctl
+        self.keys = keys
+        self.image = image
+        self.folder = folder
+        self._provisioned: set[str] = set()
+
+    def machine(self, name: str) -> Machine:
+        """A machine as it comes from the factory, with this image on its disk."""
+        return Machine(self.tools, self.keys, self.folder / name, self.image)
+
+    def box(self, name: str, enclave: str = "alpha.example") -> Machine:
+        """A machine that is this enclave's box, switched off. It is provisioned once in a run, and copied for each who asks; its desk is in its folder."""
+        original = self.folder / f"provisioned-{enclave}"
+        if enclave not in self._provisioned:
+            self.provision(self.machine(original.name), enclave)
+            self._provisioned.add(enclave)
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        return Machine.copy(Machine(self.tools, self.keys, original), folder)
+
+    def desk(self, machine: Machine, enclave: str = "alpha.example") -> Desk:
+        """The desk of a machine's officers."""
+        return Desk(self.tools, self.sallyctl, machine.folder, enclave)
+
+    def provision(self, machine: Machine, enclave: str = "alpha.example") -> str:
+        """Makes a new machine this enclave's box, from a stick and with the code typed, and switches it off; returns its recovery key."""
+        document, approval, code = self.desk(machine, enclave).document()
+        image = machine.folder / "stick.img"
+        sticks.make(self.tools, image, {f"SALLYPORT/PROVISION/{path.name}": path for path in (document, approval)})
+        with machine.boot() as boot:
+            boot.wait_for("not set up yet", BOOT_S)
+            key = boot.wait_for(RECOVERY_KEY.pattern, MOMENT_S)[1]
+            confirm(boot, key)
+            boot.plug_in(image, "stick")
+            boot.wait_for("wants to make this machine a box", BOOT_S)
+            boot.type(code + "\n")
+            times(boot, "HTTPS", boot.wait_for_https(BOOT_S))
+            boot.wait_for(f"enclave \\+{re.escape(enclave)}", MOMENT_S)
+            boot.pull_out("stick")
+            switch_off(boot)
+        return key
+
+
+def confirm(boot: Boot, key: str) -> None:
+    """Types the last group of the recovery key, and waits until the console no longer shows it."""
+    boot.type(key.rsplit("-", 1)[1] + "\n")
+    boot.wait_for_screen("network", "RECOVERY KEY", MOMENT_S)
+
+
+def switch_off(boot: Boot) -> None:
+    """Presses Ctrl-Alt-Del, which restarts the machine in order; without a next start, that is its end."""
+    boot.command("send-key", keys=[{"type": "qcode", "data": name} for name in ("ctrl", "alt", "delete")])
+    boot.wait_for_end(MOMENT_S)
+
+
+def times(boot: Boot, what: str, at: float) -> None:
+    """Tells how long firmware, kernel and the rest took."""
+    kernel = boot.time_of(KERNEL_STARTS)
+    firmware = boot.time_of("BdsDxe")
+    if kernel is None or firmware is None:
+        raise BootError("the console shows neither firmware nor kernel")
+    report.say(f"firmware {firmware:.1f} s, kernel at {kernel:.1f} s, {what} {at - kernel:.1f} s after that; all {at:.1f} s")

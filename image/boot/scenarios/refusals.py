@@ -1,0 +1,35 @@
+"""What a machine must not start from or go on with."""
+
+from __future__ import annotations
+
+from .. import disk
+from ..machine import KERNEL_STARTS, BootError
+from .bench import BOOT_S, Bench
+
+
+def unsigned(bench: Bench) -> None:
+    """A boot program without a signature, or with a flipped bit: the firmware starts neither."""
+    signed = next(bench.image.parent.glob("*[0-9].efi"))
+    version = signed.stem.removeprefix("sallyport-")
+    name = f"EFI/Linux/sallyport_{version}.efi"
+    flipped = bench.folder / "flipped.efi"
+    content = bytearray(signed.read_bytes())
+    content[len(content) // 2] ^= 1
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    flipped.write_bytes(content)
+    for program in (signed.with_suffix(".unsigned.efi"), flipped):
+        machine = bench.machine("unsigned")
+        disk.replace_boot_program(bench.tools, machine.disk, program, name)
+        with machine.boot() as boot:
+            boot.wait_for(r"(?i)access denied|security violation", BOOT_S)
+            if boot.time_of(KERNEL_STARTS):
+                raise BootError(f"{program.name} was started")
+
+
+def flipped(bench: Bench) -> None:
+    """Bits of the root are flipped on the disk: the kernel panics as soon as it reads one."""
+    machine = bench.machine("flipped")
+    disk.flip(machine.disk, "root-a", [place << 20 for place in range(1, 26)])
+    with machine.boot() as boot:
+        boot.wait_for("dm-verity.*corrupted|dm-verity device corrupted|Kernel panic", BOOT_S)
+        boot.wait_for_end(BOOT_S)
