@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     image.add_argument("--out", type=Path, default=REPOSITORY / "target/image", help="where the artefacts go")
     image.add_argument("--version", help="the version; that of Cargo.toml if not given")
     image.add_argument("--keys", type=Path, help="folder with PK, KEK, db (.crt, .key), pcr and update (.pub, .key); test keys if not given")
-    image.add_argument("--packages", type=Path, help="folder with the packages that a release kept")
+    image.add_argument("--packages", type=Path, help="folder with what a release kept: packages and crates")
+    image.add_argument("--keep", type=Path, help="folder for packages and crates that this image is made of and with")
     image.add_argument("--binaries", type=Path, help="folder with programs compiled elsewhere: for development only")
     image.add_argument("--command-line", default="", help="more for the kernel's command line: for development only")
     image.add_argument("--any-rust", action="store_true", help="compile with a toolchain that is not the locked one")
@@ -63,6 +64,11 @@ def build(arguments: argparse.Namespace) -> None:
     packages = pool.Pool(pool.cache() / "pool", arguments.packages)
     tools = tree.make("tools", locks["tools"], packages)
     packages.fetch(locks["root"].packages)
+    if arguments.keep:
+        for locked in locks.values():
+            packages.keep(locked.packages, arguments.keep)
+        programs.keep_crates(REPOSITORY, arguments.keep)
+        report.say(f"kept: {arguments.keep}")
     keys = arguments.keys or test_keys(tools)
     recorded: dict[str, object] = {
         "tools": {"packages": len(locks["tools"].packages), "lock_sha256": pool.digest(LOCKS / "tools.lock")},
@@ -75,7 +81,7 @@ def build(arguments: argparse.Namespace) -> None:
     else:
         rust = programs.locked_toolchain(LOCKS / "rust.lock", any_version=arguments.any_rust)
         recorded["rust"] = {"version": rust.version, "sha256": rust.sha256}
-        binaries = programs.compile(tools, REPOSITORY, rust, out)
+        binaries = programs.compile(tools, REPOSITORY, rust, out, arguments.packages)
     recorded["crates"] = programs.crates(REPOSITORY)
     artefacts = out / "new"
     artefacts.mkdir(exist_ok=True)

@@ -82,7 +82,7 @@ class Assembly:
         self._boot_programs(root_hash)
         self._disk(root_hash)
         self._update()
-        manifest.write(self.order, self.locked, OUT, self.name)
+        manifest.write(self.order, self.locked, self.packages, OUT, self.name)
         shutil.rmtree(self.work)
         self._bounds()
 

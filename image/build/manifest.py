@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import lock
+from . import licences, lock
 from .pool import digest
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
-def write(order: Order, locked: lock.Lock, out: Path, name: str) -> None:
+def write(order: Order, locked: lock.Lock, packages: Path, out: Path, name: str) -> None:
     """Writes `NAME.manifest.json`, `NAME.sbom.json` and `SHA256SUMS` beside the artefacts."""
     crates = order.recorded.get("crates", [])
     recorded = {key: value for key, value in order.recorded.items() if key != "crates"}
-    bill = sbom(name, order.version, locked, crates if isinstance(crates, list) else [])
+    bill = sbom(name, order.version, locked, packages, crates if isinstance(crates, list) else [])
     _json(out / f"{name}.sbom.json", bill)
     artefacts = sorted(path for path in out.iterdir() if path.is_file() and not path.name.startswith(("SHA256SUMS", name + ".manifest")))
     about = {
@@ -39,9 +39,9 @@ def write(order: Order, locked: lock.Lock, out: Path, name: str) -> None:
     (out / "SHA256SUMS").write_text(text, encoding="ascii")
 
 
-def sbom(name: str, version: str, locked: lock.Lock, crates: list[Json]) -> Json:
-    """The bill of materials: the image, its packages, its crates."""
-    packages = [_package(package) for package in sorted(locked.packages)]
+def sbom(name: str, version: str, locked: lock.Lock, unpacked: Path, crates: list[Json]) -> Json:
+    """The bill of materials: the image, its packages (whose licences are taken from the tree where they are unpacked), its crates."""
+    packages = [_package(package, unpacked) for package in sorted(locked.packages)]
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -55,7 +55,7 @@ def sbom(name: str, version: str, locked: lock.Lock, crates: list[Json]) -> Json
     }
 
 
-def _package(package: lock.Package) -> Json:
+def _package(package: lock.Package, unpacked: Path) -> Json:
     url = f"pkg:deb/debian/{package.name}@{package.version.replace('+', '%2B').replace(':', '%3A')}?arch={package.architecture}"
     return {
         "type": "library",
@@ -64,6 +64,7 @@ def _package(package: lock.Package) -> Json:
         "version": package.version,
         "purl": url,
         "hashes": [{"alg": "SHA-256", "content": package.sha256}],
+        "licenses": licences.of_package(unpacked, package.name),
     }
 
 

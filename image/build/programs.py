@@ -13,6 +13,8 @@ from .tree import Mount, Tree
 
 PACKAGES = {"sallyport": "sallyport", "sallyport-provisioning": "sallyctl"}
 TARGET = "x86_64-unknown-linux-gnu"
+# The folder of the crates beside the packages that a release keeps.
+CRATES = "crates"
 # Where the crates are, in the words of cargo's configuration.
 VENDORED = ["--config", 'source.crates-io.replace-with="vendored"', "--config", 'source.vendored.directory="/mnt/vendor"']
 
@@ -55,11 +57,13 @@ def locked_toolchain(path: Path, *, any_version: bool) -> Toolchain:
     return found
 
 
-def compile(tools: Tree, source: Path, rust: Toolchain, folder: Path) -> Path:  # noqa: A001
-    """Compiles what changed; returns the folder with the programs."""
-    vendor, target = folder / "vendor", folder / "cargo"
+def compile(tools: Tree, source: Path, rust: Toolchain, folder: Path, kept: Path | None = None) -> Path:  # noqa: A001
+    """Compiles what changed, of crates that a release `kept` or else of the registry's; returns the folder with the programs."""
+    target = folder / "cargo"
     target.mkdir(parents=True, exist_ok=True)
-    _vendor(source, vendor)
+    vendor = kept / CRATES if kept and (kept / CRATES).exists() else folder / "vendor"
+    if vendor == folder / "vendor":
+        _vendor(source, vendor)
     report.say("compiling the programs (optimised: a quarter of an hour from scratch)")
     packages = [part for name in PACKAGES for part in ("-p", name)]
     mounts = [Mount(source, "source"), Mount(vendor, "vendor"), Mount(rust.folder, "rust"), Mount(target, "target", writable=True)]
@@ -76,6 +80,11 @@ def compile(tools: Tree, source: Path, rust: Toolchain, folder: Path) -> Path:  
     command = ["cargo", "build", "--quiet", "--manifest-path", "/mnt/source/Cargo.toml", "--locked", "--offline", "--release"]
     tools.run([*command, *packages, "--bins", *VENDORED], mounts, environment)
     return target / "release"
+
+
+def keep_crates(source: Path, folder: Path) -> None:
+    """Copies the locked crates into a folder that a release keeps. Cargo holds each file against `Cargo.lock` when it compiles them."""
+    _vendor(source, folder / CRATES)
 
 
 def crates(source: Path) -> list[manifest.Json]:

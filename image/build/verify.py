@@ -17,6 +17,8 @@ from .pool import digest
 
 # Work in progress and caches, which nobody is given.
 NOT_ARTEFACTS = {"cargo", "vendor", "new"}
+# Who the second build is made by.
+ANOTHER_ID = 4711
 # Copied for the second build: everything that is under version control, and nothing else.
 SOURCES = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
 
@@ -63,8 +65,8 @@ def _build(sources: Path, out: Path, more: list[str], environment: dict[str, str
     report.say(f"building {sources} into {out}")
     command = [sys.executable, "-m", "build", "image", "--out", str(out), *more]
     if another_user and os.geteuid() == 0:
-        # Who builds is somebody else there: root of a namespace of its own, in which the rest of the machine belongs to nobody.
-        command = ["unshare", "--user", "--map-root-user", "--", *command]
+        # Who builds is somebody else there: nobody's root, with another number, and the rest of the machine belongs to strangers.
+        command = ["unshare", "--user", f"--map-user={ANOTHER_ID}", f"--map-group={ANOTHER_ID}", "--", *command]
     variables = {**environment, "PYTHONPATH": str(sources / "image"), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, env=variables, umask=umask, check=False, cwd=sources)
     if done.returncode != 0:

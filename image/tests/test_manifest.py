@@ -1,8 +1,10 @@
 """The bill of materials names what is inside, and only that."""
 
+import tempfile
 import unittest
+from pathlib import Path
 
-from build import manifest
+from build import licences, manifest
 
 LOCK = """\
 [[package]]
@@ -43,3 +45,20 @@ class Bill(unittest.TestCase):
         self.assertEqual(found[0]["hashes"], [{"alg": "SHA-256", "content": "cafe"}])
         self.assertEqual(found[0]["licenses"], [{"expression": "MIT OR Apache-2.0"}])
         self.assertNotIn("hashes", found[1])
+
+
+class Licences(unittest.TestCase):
+    """What copyright files say."""
+
+    def test_each_licence_once_in_the_words_of_spdx(self) -> None:
+        text = "Format: 1.0\n\nFiles: *\nLicense: GPL-2+ and LGPL-2.1+\n\nFiles: x\nLicense: Expat, BSLA or GPL-2+\n\nLicense: none\n"
+        self.assertEqual(licences.named(text), ["BSLA", "Expat", "GPL-2+", "LGPL-2.1+"])
+        with tempfile.TemporaryDirectory() as name:
+            tree = Path(name)
+            folder = tree / "usr/share/doc/libexample1"
+            folder.mkdir(parents=True)
+            (folder / "copyright").write_text(text, encoding="utf-8")
+            (folder.parent / "example").symlink_to("libexample1")
+            expected = [{"license": {"name": "BSLA"}}, {"license": {"id": "MIT"}}]
+            self.assertEqual(licences.of_package(tree, "example")[:2], expected)
+            self.assertEqual(licences.of_package(tree, "stranger"), [])
