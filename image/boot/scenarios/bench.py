@@ -61,7 +61,7 @@ class Bench:
             boot.wait_for("wants to make this machine a box", BOOT_S)
             boot.type(code + "\n")
             times(boot, "HTTPS", boot.wait_for_https(BOOT_S))
-            boot.wait_for(f"enclave \\+{re.escape(enclave)}", MOMENT_S)
+            boot.wait_for(f"enclave +{re.escape(enclave)}", MOMENT_S)
             boot.pull_out("stick")
             switch_off(boot)
         return key
