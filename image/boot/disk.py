@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from build.tree import Mount, Tree
 from .machine import BootError
 
 SECTOR = 512
+PIECE = 1 << 20
 
 
 def partition(disk: Path, label: str) -> tuple[int, int]:
@@ -41,6 +43,28 @@ def flip(disk: Path, label: str, offsets: list[int]) -> None:
             byte = file.read(1)[0]
             file.seek(start + offset)
             file.write(bytes([byte ^ 1]))
+
+
+def digest(disk: Path, label: str) -> str:
+    """The hash of what a partition holds."""
+    start, size = partition(disk, label)
+    total = hashlib.sha256()
+    with disk.open("rb") as file:
+        file.seek(start)
+        while size > 0 and (piece := file.read(min(size, PIECE))):
+            total.update(piece)
+            size -= len(piece)
+    return total.hexdigest()
+
+
+def boot_entries(tools: Tree, disk: Path) -> list[str]:
+    """The names of the boot programs on the boot partition."""
+    start, _ = partition(disk, "ESP")
+    order = tools.command(["mdir", "-b", "-i", f"/mnt/disk@@{start}", "::EFI/Linux"], [Mount(disk, "disk")])
+    done = subprocess.run(order, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BootError(f"mdir: {done.stderr}")
+    return sorted(line.rsplit("/", 1)[-1] for line in done.stdout.splitlines())
 
 
 def replace_boot_program(tools: Tree, disk: Path, program: Path, name: str) -> None:

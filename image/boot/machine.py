@@ -45,6 +45,8 @@ class Hardware:
     processor: str = "EPYC"
     tpm: bool = True
     sticks: tuple[Path, ...] = ()
+    # Where in the machine's folder every write to the disk is recorded, with the flushes between them.
+    log: Path | None = None
     extra: tuple[str, ...] = ()
 
 
@@ -287,7 +289,7 @@ class Boot:
         command += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
         command += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}/OVMF_CODE_4M.secboot.fd"]
         command += ["-drive", "if=pflash,format=raw,unit=1,file=/mnt/vm/variables.fd"]
-        command += ["-drive", "if=none,id=disk,format=raw,file=/mnt/vm/disk.raw,cache=writeback,discard=unmap"]
+        command += self._disk()
         command += ["-device", "virtio-blk-pci,drive=disk,bootindex=1"]
         command += ["-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-:443"]
         command += ["-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"]
@@ -303,6 +305,18 @@ class Boot:
             command += ["-device", f"usb-storage,bus=usb.0,drive=stick{number},removable=on"]
         command += hardware.extra
         return self._start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def _disk(self) -> list[str]:
+        """The disk, behind a recorder if one is wanted."""
+        if self._hardware.log is None:
+            return ["-drive", "if=none,id=disk,format=raw,file=/mnt/vm/disk.raw,cache=writeback,discard=unmap"]
+        log = _inside(self.machine.folder, self._hardware.log)
+        nodes = {
+            "disk": {"driver": "file", "filename": "/mnt/vm/disk.raw", "discard": "unmap", "node-name": "disk-file"},
+            "log": {"driver": "file", "filename": log, "node-name": "log-file"},
+            "recorder": {"driver": "blklogwrites", "file": "disk-file", "log": "log-file", "log-super-update-interval": 1, "node-name": "disk"},
+        }
+        return [word for node in nodes.values() for word in ("-blockdev", json.dumps(node))]
 
     def _read(self) -> None:
         assert self._qemu.stdout is not None

@@ -13,8 +13,8 @@ from .machine import BootError
 STICK_MIB = 64
 
 
-def make(tools: Tree, image: Path, files: Mapping[str, Path], *, label: str = "SALLYPORT", exfat: bool = False) -> None:
-    """Makes the image of a stick with one file system over all of it, and files by their names there."""
+def make(tools: Tree, image: Path, files: Mapping[str, Path], *, label: str = "SALLYPORT", exfat: bool = False, writable: bool = False) -> None:
+    """Makes the image of a stick with one file system over all of it, and files by their names there; `writable` lets the box write to it."""
     image.unlink(missing_ok=True)
     with image.open("wb") as file:
         file.truncate(STICK_MIB << 20)
@@ -25,13 +25,18 @@ def make(tools: Tree, image: Path, files: Mapping[str, Path], *, label: str = "S
         return
     _run(tools, ["mkfs.vfat", "-F", "32", "-n", label, "/mnt/stick"], image, [])
     made: set[str] = set()
-    for name, source in files.items():
-        folders = name.split("/")[:-1]
+
+    def make_folder(folders: list[str]) -> None:
         for depth in range(1, len(folders) + 1):
             folder = "/".join(folders[:depth])
             if folder not in made:
                 _run(tools, ["mmd", "-i", "/mnt/stick", f"::{folder}"], image, [])
                 made.add(folder)
+
+    if writable:
+        make_folder(["SALLYPORT", "OUT"])
+    for name, source in files.items():
+        make_folder(name.split("/")[:-1])
         _run(tools, ["mcopy", "-i", "/mnt/stick", "/mnt/file", f"::{name}"], image, [Mount(source, "file")])
 
 

@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     image.add_argument("--packages", type=Path, help="folder with what a release kept: packages and crates")
     image.add_argument("--keep", type=Path, help="folder for packages and crates that this image is made of and with")
     image.add_argument("--binaries", type=Path, help="folder with programs compiled elsewhere: for development only")
+    image.add_argument("--overlay", type=Path, help="folder with more files for the root, over our own: for development only")
     image.add_argument("--command-line", default="", help="more for the kernel's command line: for development only")
     image.add_argument("--any-rust", action="store_true", help="compile with a toolchain that is not the locked one")
     return top
@@ -91,7 +92,9 @@ def build(arguments: argparse.Namespace) -> None:
         "command_line": arguments.command_line,
         "recorded": recorded,
     }
+    overlay = [Mount(arguments.overlay, "overlay")] if arguments.overlay else []
     mounts = [
+        *overlay,
         Mount(REPOSITORY / "image", "image"),
         Mount(packages.folder, "pool"),
         Mount(keys, "keys"),
@@ -111,14 +114,19 @@ def test_keys(tools: tree.Tree) -> Path:
     folder = pool.cache() / "test-keys"
     report.warn(f"TEST KEYS sign this image ({folder}): whoever has them can replace it unnoticed. KEYS=FOLDER takes your own.")
     if not (folder / "update.pub").exists():
-        old_mask = os.umask(0o077)
-        folder.mkdir(parents=True, exist_ok=True)
-        os.umask(old_mask)
-        mounts = [Mount(REPOSITORY / "image", "image"), Mount(folder, "keys", writable=True)]
-        make = "from pathlib import Path; from build import signing; signing.generate(Path('/mnt/keys'))"
-        tools.run(["python3", "-c", make], mounts, {"PYTHONPATH": "/mnt/image", "PYTHONDONTWRITEBYTECODE": "1"})
+        make_keys(tools, folder)
         report.say(f"test keys made: {folder}")
     return folder
+
+
+def make_keys(tools: tree.Tree, folder: Path) -> None:
+    """Makes the keys for tests that are not in a folder."""
+    old_mask = os.umask(0o077)
+    folder.mkdir(parents=True, exist_ok=True)
+    os.umask(old_mask)
+    mounts = [Mount(REPOSITORY / "image", "image"), Mount(folder, "keys", writable=True)]
+    make = "from pathlib import Path; from build import signing; signing.generate(Path('/mnt/keys'))"
+    tools.run(["python3", "-c", make], mounts, {"PYTHONPATH": "/mnt/image", "PYTHONDONTWRITEBYTECODE": "1"})
 
 
 def version() -> str:

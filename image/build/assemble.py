@@ -27,6 +27,8 @@ POOL = Path("/mnt/pool")
 KEYS = Path("/mnt/keys")
 BINARIES = Path("/mnt/binaries")
 OUT = Path("/mnt/out")
+# More files for the root, of an image for development.
+OVERLAY = Path("/mnt/overlay")
 
 EROFS = ["-zzstd,level=9", "-C32768", "-Enoinline_data,force-inode-compact", "--workers=1"]
 INITRD_LEVEL = 12
@@ -100,6 +102,8 @@ class Assembly:
         allowed = Allowed([self.packages], self.root)
         allowed.add(names(IMAGE / "system/files.list"))
         allowed.overlay(IMAGE / "system/overlay")
+        if OVERLAY.exists():
+            allowed.overlay(OVERLAY)
         for program in ("sallyport", "sallyctl"):
             stripped = self.work / program
             subprocess.run(["strip", "-o", stripped, BINARIES / program], check=True)

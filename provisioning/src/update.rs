@@ -18,6 +18,7 @@ pub(crate) mod file;
 pub(crate) mod gpt;
 pub(crate) mod ledger;
 pub(crate) mod medium;
+pub(crate) mod news;
 pub(crate) mod slots;
 pub(crate) mod system;
 

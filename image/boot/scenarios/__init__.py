@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import refusals, start
+from . import powercut, refusals, start, updates
 from .bench import Bench
 
 ALL: dict[str, Callable[[Bench], None]] = {
@@ -13,4 +13,10 @@ ALL: dict[str, Callable[[Bench], None]] = {
     "provision": start.provision,
     "unsigned": refusals.unsigned,
     "flipped": refusals.flipped,
+    "update": updates.update,
+    "fall-back": updates.fall_back,
+    "cut-update": powercut.update,
+    "cut-first": powercut.first,
+    "rot": updates.rot,
+    "foreign": refusals.foreign,
 }

@@ -12,6 +12,7 @@ from build.tree import Tree
 from .. import sticks
 from ..desk import Desk
 from ..machine import KERNEL_STARTS, Boot, BootError, Machine
+from ..variants import Variants
 
 # A boot under emulation on a machine that does other things as well.
 BOOT_S = 300.0
@@ -28,6 +29,7 @@ class Bench:
         self.keys = keys
         self.image = image
         self.folder = folder
+        self.variants = Variants(folder / "images", sallyctl.parent, keys)
         self._provisioned: set[str] = set()
 
     def machine(self, name: str) -> Machine:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from build import report
+
 from .. import disk
 from ..machine import KERNEL_STARTS, BootError
-from .bench import BOOT_S, Bench
+from .bench import BOOT_S, MOMENT_S, Bench, times
 
 
 def unsigned(bench: Bench) -> None:
@@ -33,3 +35,27 @@ def flipped(bench: Bench) -> None:
     with machine.boot() as boot:
         boot.wait_for("dm-verity.*corrupted|dm-verity device corrupted|Kernel panic", BOOT_S)
         boot.wait_for_end(BOOT_S)
+
+
+def foreign(bench: Bench) -> None:
+    """A boot program signed with another key: the firmware does not start it. One whose measurements another key signed: the data stays closed."""
+    version = bench.image.stem.removeprefix("sallyport-")
+    name = f"EFI/Linux/sallyport_{version}.efi"
+    machine = bench.box("foreign")
+    genuine = bench.image.with_suffix(".efi")
+    disk.replace_boot_program(bench.tools, machine.disk, bench.variants.foreign(version, key="db").program, name)
+    with machine.boot() as boot:
+        boot.wait_for(r"(?i)access denied|security violation", BOOT_S)
+        if boot.time_of(KERNEL_STARTS):
+            raise BootError("a boot program with a foreign signature was started")
+    report.say("signed with another key: refused")
+    disk.replace_boot_program(bench.tools, machine.disk, bench.variants.foreign(version, key="pcr").program, name)
+    with machine.boot() as boot:
+        boot.wait_for("CANNOT BE OPENED", BOOT_S)
+        boot.wait_for("Recovery key, with its dashes", MOMENT_S)
+        if boot.time_of("The server starts|enclave "):
+            raise BootError("the box went on without its data")
+    report.say("measurements signed with another key: the data stays closed, the recovery key is asked for")
+    disk.replace_boot_program(bench.tools, machine.disk, genuine, name)
+    with machine.boot() as boot:
+        times(boot, "HTTPS with the right one again", boot.wait_for_https(BOOT_S))

@@ -19,6 +19,7 @@ use crate::{
     client::Box as TheBox,
     notice::{self, Notice},
     output,
+    update::system::System,
 };
 
 /// How often the screen is made up anew; it is written only if it changed.
@@ -81,7 +82,7 @@ impl Command {
         };
         let mut addresses = ipv4(&fs::read_to_string("/proc/net/fib_trie").unwrap_or_default());
         addresses.extend(ipv6(&fs::read_to_string("/proc/net/if_inet6").unwrap_or_default()));
-        View { state, addresses, notices: notice::all(&self.state) }
+        View { version: version(), state, addresses, notices: notice::all(&self.state) }
     }
 
     /// Gives a typed line to the first notice that asks; what is to be said of it.
@@ -104,6 +105,7 @@ enum State {
 
 /// What is on the screen.
 struct View {
+    version: String,
     state: State,
     addresses: Vec<String>,
     notices: Vec<Notice>,
@@ -111,7 +113,7 @@ struct View {
 
 impl View {
     fn text(&self) -> String {
-        let mut screen = format!("\n  SALLYPORT {}\n\n", env!("CARGO_PKG_VERSION"));
+        let mut screen = format!("\n  SALLYPORT {}\n\n", self.version);
         let network = if self.addresses.is_empty() {
             "none: is the cable plugged in?".to_owned()
         } else {
@@ -155,6 +157,7 @@ fn running(status: &Status, network: String) -> Vec<(&'static str, String)> {
     let ca = certificate.and_then(|certificate| certificate.ca.as_ref());
     let until = certificate.and_then(|certificate| certificate.not_after);
     let mut pairs = vec![
+        ("state", "open".to_owned()),
         ("enclave", status.server_name.to_string()),
         ("network", network),
         ("CA", ca.map_or_else(|| "none yet".to_owned(), |ca| format!("SHA-256 {}", ca.sha256))),
@@ -178,6 +181,12 @@ fn running(status: &Status, network: String) -> Vec<(&'static str, String)> {
         ("to be signed", format!("{} events", status.backlog.events)),
     ]);
     pairs
+}
+
+/// The version of the image; that of this program where there is none.
+fn version() -> String {
+    let release = System(PathBuf::from("/")).release();
+    release.map_or_else(|_| env!("CARGO_PKG_VERSION").to_owned(), |it| it.version.to_string())
 }
 
 fn indented(text: &str) -> String {
@@ -255,6 +264,7 @@ mod tests {
     #[test]
     fn a_new_box_says_what_to_do() {
         let view = View {
+            version: "0.1.0".to_owned(),
             state: State::Unprovisioned,
             addresses: vec!["10.0.2.15".to_owned()],
             notices: vec![],
@@ -273,6 +283,7 @@ mod tests {
             ask: Some("Last word:".to_owned()),
         };
         let view = View {
+            version: "0.1.0".to_owned(),
             state: State::Silent("no socket".to_owned()),
             addresses: vec![],
             notices: vec![notice],

@@ -31,9 +31,10 @@ use crate::{
         disk::{Access, Disk as _, LocalDisk},
         file::{self, UpdateFile, WholeFile},
         gpt::{Guid, Table},
-        ledger::{self, LedgerFile},
+        ledger::LedgerFile,
+        news::News,
         slots::Layout,
-        system::{Here, System},
+        system::{Here, Release, System},
     },
 };
 
@@ -145,6 +146,10 @@ impl Command {
                     "this system is {}on trial",
                     if not { "" } else { "not " }
                 );
+                if on_trial {
+                    // The unit that ends a trial runs this first: it is what the console says last.
+                    out.note("This start is a trial of a new version.")?;
+                }
                 Ok(())
             }
             Self::Bless { signal, place } => bless(&place, signal, out),
@@ -172,11 +177,11 @@ impl ApplyArgs {
         let progress = Progress::new(out, Some(system.clone()));
         let done = self.write(&system, &progress, out);
         let told = match &done {
-            Ok(version) => News::Written { version: version.clone() },
-            Err(error) => News::Failed { why: format!("{error:#}") },
+            Ok(version) => News::written(*version),
+            Err(error) => News::refused(error),
         };
         if !self.dry_run {
-            ledger::tell(&system.news(), NEWS, &told)?;
+            told.tell(&system.news(), NEWS)?;
         }
         done.map(drop)
     }
@@ -186,20 +191,20 @@ impl ApplyArgs {
         system: &System,
         progress: &Progress<'_>,
         out: &Output,
-    ) -> anyhow::Result<String> {
+    ) -> anyhow::Result<Version> {
         let here = system.here()?;
         let (path, approvals) = self.sources()?;
         let update = read(&path, &file::keys(&system.release_keys())?, progress)?;
         let version = update.manifest().version;
         let remembered = LedgerFile::in_folder(&system.state());
         let mut ledger = remembered.read()?;
-        let direction = admit(system, &here, ledger.floor, &update, &approvals)?;
+        let direction = admit(system, &here.release, ledger.floor, &update, &approvals)?;
         let disk = self.place.disk(&here)?;
         let plan = Plan::make(&disk, &update, here, direction)?;
         let slot = plan.slot()?.name;
         if self.dry_run {
             out.note(&format!("Version {version} is genuine and would be written to slot {slot}. Nothing was written."))?;
-            return Ok(version.to_string());
+            return Ok(version);
         }
         plan.carry_out(
             |step, done, all| progress.show(step, done, all),
@@ -211,9 +216,9 @@ impl ApplyArgs {
         out.note(&format!(
             "Version {version} is in slot {slot}, every block was read back, and it is tried at the next start. \
              If it does not come to its health check, version {} comes back by itself.\nStart the box again when nobody minds.",
-            here.version
+            here.release.version
         ))?;
-        Ok(version.to_string())
+        Ok(version)
     }
 
     /// The file, and the approvals that come with it.
@@ -223,22 +228,24 @@ impl ApplyArgs {
             return Ok((self.file.clone(), approvals));
         }
         let shown = self.file.display();
-        let mut updates = Vec::new();
+        let (mut updates, mut strangers) = (Vec::new(), Vec::new());
         let mut beside = Vec::new();
         let found = fs::read_dir(&self.file).with_context(|| format!("cannot list {shown}"))?;
         for path in found.take(FILES_MAX) {
             let path = path.with_context(|| format!("cannot list {shown}"))?.path();
             match path.extension().and_then(OsStr::to_str) {
-                Some("update") => {
-                    let (_, update) = file::open(&path)?;
-                    updates.push((update.manifest().version, path));
-                }
+                Some("update") => match file::open(&path) {
+                    Ok((_, update)) => updates.push((update.manifest().version, path)),
+                    Err(error) => strangers.push(error),
+                },
                 Some("approval") => beside.push(path),
                 _ => {}
             }
         }
-        let (_, newest) =
-            updates.into_iter().max().with_context(|| format!("{shown} has no update"))?;
+        let Some((_, newest)) = updates.into_iter().max() else {
+            let none = || anyhow::anyhow!("{shown} has no update");
+            return Err(strangers.pop().unwrap_or_else(none));
+        };
         let beside = Approvals::of(beside).read()?;
         Ok((newest, approvals.into_iter().chain(beside).collect()))
     }
@@ -250,12 +257,12 @@ const FILES_MAX: usize = 100;
 /// Whether the box takes it; below the floor with the approval of an officer.
 fn admit(
     system: &System,
-    here: &Here,
+    release: &Release,
     floor: Version,
     update: &WholeFile,
     approvals: &[Approval],
 ) -> anyhow::Result<Direction> {
-    let running = Running { version: here.version, schema: here.schema, floor };
+    let running = Running { version: release.version, schema: release.schema, floor };
     match running.admit(update.manifest(), false) {
         Err(NotAdmitted::BelowFloor { .. }) if !approvals.is_empty() => {
             let settings = system.settings()?;
@@ -271,10 +278,17 @@ fn admit(
     }
 }
 
-/// Whether an update that a stick brought is genuine; its version. Whether the box takes it is found out when it is written.
-pub(crate) fn judge(path: &Path, system: &System) -> anyhow::Result<Version> {
+/// Whether an update that a stick brought is genuine, and one that this box takes with these approvals; its version. Nothing is written.
+pub(crate) fn judge(
+    path: &Path,
+    approvals: &[Approval],
+    system: &System,
+) -> anyhow::Result<Version> {
     let update = UpdateFile::open(path, &file::keys(&system.release_keys())?)?;
-    Ok(update.read_through(|_, _| {})?.manifest().version)
+    let update = update.read_through(|_, _| {})?;
+    let floor = LedgerFile::in_folder(&system.state()).read()?.floor;
+    admit(system, &system.release()?, floor, &update, approvals)?;
+    Ok(update.manifest().version)
 }
 
 fn read(file: &Path, keys: &[PublicKey], progress: &Progress<'_>) -> anyhow::Result<WholeFile> {
@@ -298,38 +312,29 @@ fn bless(place: &PlaceArgs, signal: Option<PathBuf>, out: &Output) -> anyhow::Re
         kernels.iter().any(|kernel| kernel.root_hash == Some(here.root_hash)),
         "the boot partition has no kernel of the running system"
     );
-    // Watched only if there is something to fall back to: otherwise a counter would help nobody.
     let others = kernels.iter().filter(|kernel| kernel.root_hash != Some(here.root_hash));
-    let watched = others.filter(|kernel| kernel.entry.is_some()).count() > 0;
-    boot.set_entry(&here.root_hash, Entry::blessed(here.version, watched))?;
+    let others: Vec<Entry> = others.filter_map(|kernel| kernel.entry).collect();
+    // Watched only if there is something to fall back to: otherwise a counter would help nobody.
+    let watched = others.iter().any(|entry| entry.was_blessed());
+    boot.set_entry(&here.root_hash, Entry::blessed(here.release.version, watched))?;
     let remembered = LedgerFile::in_folder(&system.state());
     let mut ledger = remembered.read()?;
-    if ledger.settle(&here.root_hash, terminal::now()) {
+    let settled = ledger.settle(&here.root_hash, terminal::now());
+    if settled {
         remembered.write(&ledger)?;
-        ledger::tell(&system.news(), NEWS, &News::Settled { ledger: &ledger })?;
+    }
+    let newest = others.into_iter().max_by_key(|entry| entry.version);
+    if let Some(news) = News::of_start(&ledger, settled, newest, here.release.version) {
+        news.tell(&system.news(), NEWS)?;
     }
     if let Some(signal) = signal {
-        files::replace(&signal, format!("{}\n", here.version).as_bytes())?;
+        files::replace(&signal, format!("{}\n", here.release.version).as_bytes())?;
     }
-    out.note(&format!("Version {} came to its health check and is blessed.", here.version))
+    out.note(&format!("Version {} came to its health check and is blessed.", here.release.version))
 }
 
 /// The file by which others are told.
 const NEWS: &str = "update.json";
-
-/// What others are told.
-#[derive(Serialize)]
-#[serde(tag = "state", rename_all = "kebab-case")]
-enum News<'a> {
-    /// It is being done.
-    Working { step: String, percent: u64 },
-    /// It is written, and waits for the next start.
-    Written { version: String },
-    /// It was not written, or not to its end: the running version stays.
-    Failed { why: String },
-    /// The box started, and it is known how the last update ended.
-    Settled { ledger: &'a sallyport_core::update::Ledger },
-}
 
 /// Shows how far it is: a line per tenth, to people and to the console.
 struct Progress<'a> {
@@ -351,9 +356,8 @@ impl<'a> Progress<'a> {
         let percent = tenth * 10;
         self.out.progress(&format!("{percent:>3} %  {}", step.words()));
         if let Some(system) = &self.system {
-            let news = News::Working { step: step.words(), percent };
             // Who cannot be told misses nothing but the progress.
-            let _ = ledger::tell(&system.news(), NEWS, &news);
+            let _ = News::working(step, percent).tell(&system.news(), NEWS);
         }
     }
 }

@@ -36,6 +36,7 @@ use super::{
     state::{Phase, Report, StateFile},
 };
 use crate::{
+    approvals::Approvals,
     client::{self, Box as TheBox},
     command::{provision::SettingsArgs, update},
     files,
@@ -174,8 +175,20 @@ impl Gate<'_> {
                 Err(why) => report.refused("everything but the provisioning", &why),
             }
         }
+        self.updates(report);
+        self.change(record, report);
+    }
+
+    /// Updates are written by a service of their own once the gates are closed; here it is said whether they will be.
+    fn updates(&self, report: &mut Report) {
+        let quarantine = &self.args.quarantine;
+        let beside = self.inventory.of(Folder::Update, "approval");
+        let beside = Approvals::of(beside.map(|file| file.path(quarantine)).collect());
         for file in self.inventory.of(Folder::Update, "update") {
-            match update::judge(&file.path(&self.args.quarantine), &System(PathBuf::from("/"))) {
+            let judged = beside.read().and_then(|approvals| {
+                update::judge(&file.path(quarantine), &approvals, &System(PathBuf::from("/")))
+            });
+            match judged {
                 Ok(version) => report.done(format!(
                     "{}: version {version} is genuine; it is written to the slot that does not run, and the console says when it is there",
                     file.shown()
@@ -183,7 +196,6 @@ impl Gate<'_> {
                 Err(why) => report.refused(&file.shown(), &why),
             }
         }
-        self.change(record, report);
     }
 
     /// The server of a new box takes a while.

@@ -113,7 +113,7 @@ impl<'a, D: Disk> Plan<'a, D> {
             open.push((part, *payload, disk.partition(&partition.place, Access::Write)?));
         }
         // 1. Nothing starts the slot any more; what starts the running system does so whatever happens.
-        boot.set_entry(ours, Entry::blessed(self.here.version, false))?;
+        boot.set_entry(ours, Entry::blessed(self.here.release.version, false))?;
         boot.keep_only(ours)?;
         // 2. The slot.
         for (part, payload, medium) in &mut open {
@@ -196,7 +196,7 @@ fn running_entry<M: Medium>(boot: &mut Boot<M>, here: &Here) -> anyhow::Result<E
         (Some(entry), _) => Ok(*entry),
         (None, Some(_)) => bail!(
             "version {} itself has yet to prove itself: wait until it has, `sallyctl update status` shows it",
-            here.version
+            here.release.version
         ),
         (None, None) => bail!("the boot partition has no kernel of the running system"),
     }

@@ -1,4 +1,4 @@
-//! Where a box keeps what it remembers of its updates, and where it tells others how an update goes.
+//! Where a box keeps what it remembers of its updates.
 
 use std::{
     fs,
@@ -7,7 +7,6 @@ use std::{
 
 use anyhow::Context as _;
 use sallyport_core::{limits::UPDATE_LEDGER_BYTES_MAX, update::Ledger};
-use serde::Serialize;
 
 use crate::files;
 
@@ -41,13 +40,4 @@ impl LedgerFile {
         }
         files::replace(path, &text)
     }
-}
-
-/// Tells the console and others, in a small file, how an update goes. It is told to nobody where there is no such folder.
-pub(crate) fn tell(folder: &Path, name: &str, news: &impl Serialize) -> anyhow::Result<()> {
-    if !folder.is_dir() {
-        return Ok(());
-    }
-    let text = serde_json::to_vec(news).context("the state cannot be told")?;
-    files::replace(&folder.join(name), &text)
 }

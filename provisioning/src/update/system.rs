@@ -27,6 +27,13 @@ pub(crate) struct Here {
     /// The root hash that the kernel was started with.
     pub(crate) root_hash: Sha256,
     /// The version.
+    pub(crate) release: Release,
+}
+
+/// What the running system says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Release {
+    /// The version.
     pub(crate) version: Version,
     /// The schema of the database that it makes.
     pub(crate) schema: u32,
@@ -61,13 +68,18 @@ impl System {
         let root_hash = uki::root_hash(&command_line).context(
             "this system was not started from an image of Sallyport: its kernel's command line names no root hash",
         )?;
+        Ok(Here { root_hash, release: self.release()? })
+    }
+
+    /// What runs, from the root's os-release alone: the gates of sticks do not see the kernel's command line.
+    pub(crate) fn release(&self) -> anyhow::Result<Release> {
         let release = self.text("usr/lib/os-release")?;
         let value = |key: &str| {
             uki::os_release(&release, key).with_context(|| format!("os-release has no {key}"))
         };
         let version = value("IMAGE_VERSION")?.parse().context("os-release: IMAGE_VERSION")?;
         let schema = value("SALLYPORT_SCHEMA")?.parse().context("os-release: SALLYPORT_SCHEMA")?;
-        Ok(Here { root_hash, version, schema })
+        Ok(Release { version, schema })
     }
 
     /// Whether the boot loader started this system to try it.

@@ -145,7 +145,8 @@ fn what_is_refused_is_told_to_the_console_as_well() {
     apply("0.0.8.update").fails(1, "is older than 0.0.9, the oldest that this box still takes");
     apply("0.2.0.update").fails(1, "the disk has no partition table");
     let told = String::from_utf8(desk.read("system/run/sallyport-state/update.json")).unwrap();
-    assert!(told.starts_with(r#"{"state":"failed","why":"the disk has no partition"#), "{told}");
+    let failed = r#"{"title":"The update was NOT installed","lines":["the disk has no partition"#;
+    assert!(told.starts_with(failed), "{told}");
     // An officer permits it, for this file alone.
     let officer = desk.officer();
     desk.write(

@@ -72,6 +72,12 @@ impl Entry {
         Self { counter: Some(Counter { left: 0, done: WATCHED }), ..self }
     }
 
+    /// Whether it was blessed once, whatever became of it. The boot loader counts on when it starts an entry with nothing left.
+    #[must_use]
+    pub fn was_blessed(self) -> bool {
+        self.counter.is_none_or(|counter| counter.left.saturating_add(counter.done) >= WATCHED)
+    }
+
     /// What its counter says.
     #[must_use]
     pub fn standing(self) -> Standing {
@@ -196,6 +202,16 @@ mod tests {
         for (name, standing) in table {
             assert_eq!(entry(name).standing(), standing, "{name}");
             assert_eq!(entry(name).to_string(), name);
+        }
+        for (name, blessed) in [
+            ("sallyport_0.1.0.efi", true),
+            ("sallyport_0.2.0+3-0.efi", false),
+            ("sallyport_0.2.0+0-3.efi", false),
+            ("sallyport_0.2.0+8-1.efi", true),
+            ("sallyport_0.2.0+0-9.efi", true),
+            ("sallyport_0.2.0+0-12.efi", true),
+        ] {
+            assert_eq!(entry(name).was_blessed(), blessed, "{name}");
         }
         assert_eq!(entry("sallyport_0.2.0+3.efi"), Entry::on_trial("0.2.0".parse().unwrap()));
         let others = [

@@ -1,5 +1,7 @@
 //! `sallyctl update status` and `verify`: what the two slots are.
 
+use std::path::Path;
+
 use anyhow::{Context as _, bail};
 use sallyport_core::{
     digest::Sha256,
@@ -13,17 +15,22 @@ use serde::Serialize;
 
 use super::{PlaceArgs, Progress};
 use crate::{
+    notice,
     output::{self, Output},
     update::{
         apply::Step,
         boot::{Boot, Kernel},
         disk::{Access, Disk as _},
         gpt::Table,
-        ledger::{self, LedgerFile},
+        ledger::LedgerFile,
+        news::News,
         slots::{Layout, Slot},
         system::Here,
     },
 };
+
+/// The notice about the slots.
+const SLOTS: &str = "slots.json";
 
 /// What a disk has.
 struct Found {
@@ -95,8 +102,8 @@ pub(super) fn status(place: &PlaceArgs, out: &Output) -> anyhow::Result<()> {
     let strangers = found.kernels.iter().filter(|kernel| !of_a_slot(kernel));
     let next = sallyport_core::update::entry::next(found.kernels.iter().filter_map(|k| k.entry));
     let status = Status {
-        version: found.here.version,
-        schema: found.here.schema,
+        version: found.here.release.version,
+        schema: found.here.release.schema,
         next: next.map(|entry| entry.to_string()),
         slots: slots.collect(),
         partition_table: if found.table_is_sound {
@@ -182,18 +189,29 @@ pub(super) fn verify(place: &PlaceArgs, out: &Output) -> anyhow::Result<()> {
     for slot in &found.layout.slots {
         checked.extend(check(&found, slot, &progress)?);
     }
-    ledger::tell(&place.system().news(), "slots.json", &checked)?;
+    tell(&place.system().news(), &checked)?;
     out.show(&checked, |checked| checked.iter().map(Checked::line).collect())?;
     match checked.iter().find(|slot| slot.problem.is_some()) {
         None => Ok(()),
         Some(rotten) if rotten.runs => bail!(
             "the slot of the running system is damaged: put the update with version {} or a newer one in soon; it is written to the other slot",
-            found.here.version
+            found.here.release.version
         ),
         Some(_) => bail!(
             "the slot that does not run is damaged: there is nothing to fall back to until an update was written to it"
         ),
     }
+}
+
+/// Tells the console what is damaged, until it is not any more.
+fn tell(folder: &Path, checked: &[Checked]) -> anyhow::Result<()> {
+    let damaged = checked.iter().filter(|slot| slot.problem.is_some());
+    let lines: Vec<String> = damaged.map(|slot| slot.line().trim_end().to_owned()).collect();
+    if lines.is_empty() {
+        return notice::withdraw(&folder.join(SLOTS));
+    }
+    let title = "THE DISK IS FAILING: make a backup, and put the newest update in";
+    News::new(title, lines).tell(folder, SLOTS)
 }
 
 /// Reads a slot; one that nothing starts may hold anything.
@@ -203,7 +221,7 @@ fn check(found: &Found, slot: &Slot, progress: &Progress<'_>) -> anyhow::Result<
     let entry = found.entry(&root_hash);
     if !runs
         && entry.is_none_or(|entry| {
-            entry.standing() == Standing::Exhausted && entry.version > found.here.version
+            entry.standing() == Standing::Exhausted && entry.version > found.here.release.version
         })
     {
         return Ok(None);

@@ -18,7 +18,7 @@ use crate::update::{
     gpt::{ESP, Extent, Guid, Table},
     medium::{Medium, SECTOR_BYTES},
     slots::Layout,
-    system::Here,
+    system::{Here, Release},
 };
 
 /// What happened to a disk, in order.
@@ -171,7 +171,7 @@ impl Image {
     }
 
     pub(super) fn here(&self) -> Here {
-        Here { root_hash: self.root_hash, version: self.version, schema: 9 }
+        Here { root_hash: self.root_hash, release: Release { version: self.version, schema: 9 } }
     }
 
     pub(super) fn manifest(&self) -> Manifest {
@@ -226,7 +226,7 @@ pub(super) fn apply(disk: &MemoryDisk, runs: &Image, update: &WholeFile) -> anyh
 /// As [`apply`], on a box of which only this is known.
 pub(super) fn apply_to(disk: &MemoryDisk, here: Here, update: &WholeFile) -> anyhow::Result<()> {
     let floor = version("0.0.1");
-    let running = Running { version: here.version, schema: here.schema, floor };
+    let running = Running { version: here.release.version, schema: here.release.schema, floor };
     let direction = running.admit(update.manifest(), false)?;
     Plan::make(disk, update, here, direction)?.carry_out(|_, _, _| {}, || Ok(()))
 }

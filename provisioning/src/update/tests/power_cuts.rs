@@ -19,7 +19,11 @@ use sallyport_core::{
 };
 
 use super::bench::{Event, Image, MemoryDisk, Random, apply, apply_to, disk, install, whole};
-use crate::update::{file, medium::SECTOR_BYTES, system::Here};
+use crate::update::{
+    file,
+    medium::SECTOR_BYTES,
+    system::{Here, Release},
+};
 
 /// Points of the short form.
 const POINTS: usize = 20;
@@ -56,7 +60,7 @@ impl Known {
     }
 
     fn here(&self, schema: u32) -> Here {
-        Here { root_hash: self.root_hash, version: self.version, schema }
+        Here { root_hash: self.root_hash, release: Release { version: self.version, schema } }
     }
 }
 
