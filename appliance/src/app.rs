@@ -29,8 +29,9 @@ use crate::{
     config::Config,
     notify::Notify,
     service::{
-        attempts::Attempts, interactive::Interactive, media::Files, pepper::Pepper,
-        presence::Presences, sessions::SessionCache, sync::unread::Counts, typing::Typing,
+        attempts::Attempts, interactive::Interactive, media::Files, openid::OpenIdTokens,
+        pepper::Pepper, presence::Presences, sessions::SessionCache, sync::unread::Counts,
+        typing::Typing,
     },
     shutdown::Shutdown,
     telemetry::{metrics::Metrics, token::Measured},
@@ -59,6 +60,8 @@ pub struct App {
     pub attempts: Attempts,
     /// Open sessions of user-interactive authentication.
     pub interactive: Interactive,
+    /// Tokens by which members prove to other services who they are.
+    pub openid: OpenIdTokens,
     /// Who is there.
     pub presences: Presences,
     /// The files of media.
@@ -227,6 +230,7 @@ impl App {
             sessions,
             attempts: Attempts::default(),
             interactive: Interactive::default(),
+            openid: OpenIdTokens::default(),
             presences: Presences::default(),
             files,
             store,

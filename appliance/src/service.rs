@@ -20,6 +20,7 @@ pub mod interactive;
 pub mod keys;
 pub mod media;
 pub mod notifications;
+pub mod openid;
 pub mod order;
 pub mod own_keys;
 pub mod passwords;

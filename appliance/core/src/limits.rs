@@ -316,6 +316,10 @@ pub const ATTEMPTS_REMEMBERED: usize = 10_000;
 pub const INTERACTIVE_SESSIONS_MAX: usize = 10_000;
 /// Milliseconds for which such a session stays open.
 pub const INTERACTIVE_SESSION_MS: u64 = 15 * 60 * 1000;
+/// OpenID tokens that have not expired.
+pub const OPENID_TOKENS_MAX: usize = 10_000;
+/// Milliseconds for which such a token holds.
+pub const OPENID_TOKEN_MS: u64 = 60 * 60 * 1000;
 
 // --- What members keep on the box ---
 

@@ -13,6 +13,7 @@ mod keys;
 mod media;
 mod membership;
 mod modules;
+mod openid;
 mod presence;
 mod profiles;
 mod push;
@@ -29,7 +30,11 @@ mod timeline;
 mod to_device;
 mod tokens;
 
-use super::Routes;
+use axum::response::{IntoResponse as _, Response};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Routes, error::ApiError};
 
 /// The endpoints of all sections.
 pub(super) fn routes() -> Routes {
@@ -48,6 +53,7 @@ pub(super) fn routes() -> Routes {
         push::routes(),
         account_data::routes(),
         modules::routes(),
+        openid::routes(),
         sync::routes(),
         state::routes(),
         timeline::routes(),
@@ -63,4 +69,16 @@ pub(super) fn routes() -> Routes {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// An answer with fields that ruma leaves out because a client may assume them: not every client does.
+fn said_in_full<const N: usize>(
+    answer: &impl Serialize,
+    more: [(&str, Value); N],
+) -> Result<Response, ApiError> {
+    let mut answer = serde_json::to_value(answer).map_err(ApiError::internal)?;
+    if let Some(fields) = answer.as_object_mut() {
+        fields.extend(more.map(|(name, value)| (name.to_owned(), value)));
+    }
+    Ok(axum::Json(answer).into_response())
 }

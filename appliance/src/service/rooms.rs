@@ -14,6 +14,7 @@ pub mod relations;
 pub mod search;
 pub mod send;
 pub mod state;
+pub mod succession;
 pub mod summary;
 pub mod timeline;
 pub mod typing;

@@ -435,3 +435,121 @@ async fn notifications_are_paged() {
     assert_eq!(page["notifications"][0]["event"]["event_id"], first.as_str());
     assert_eq!(bob.get(&format!("{path}&only=highlight")).await["notifications"], json!([]));
 }
+
+#[tokio::test]
+async fn what_members_keep_for_a_room_follows_it_to_the_next_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = open_box(&folder);
+    let alice = Client::register(&router, "alice").await;
+    let bob = Client::register(&router, "bob").await;
+    let mut rooms = vec![
+        alice
+            .create(&json!({ "preset": "public_chat", "room_version": "12", "room_alias_name": "talk" }))
+            .await,
+    ];
+    let join = async |who: &Client, room: &str| {
+        who.ok("POST", &format!("/_matrix/client/v3/join/{room}"), &json!({})).await
+    };
+    join(&bob, &rooms[0]).await;
+    let of = |who: &Client| format!("/_matrix/client/v3/user/{}", who.user_id);
+    for who in [&alice, &bob] {
+        let rule = format!("/_matrix/client/v3/pushrules/global/room/{}", rooms[0]);
+        who.ok("PUT", &rule, &json!({ "actions": ["notify"] })).await;
+        let mute = format!("/_matrix/client/v3/pushrules/global/override/{}", rooms[0]);
+        let about = json!([{ "kind": "event_match", "key": "room_id", "pattern": rooms[0] }]);
+        who.ok("PUT", &mute, &json!({ "conditions": about, "actions": [] })).await;
+        let tag = format!("{}/rooms/{}/tags/m.favourite", of(who), rooms[0]);
+        who.ok("PUT", &tag, &json!({ "order": 0.5 })).await;
+        let direct = json!({ "@carol:alpha.test": [rooms[0]], "odd": 1 });
+        who.ok("PUT", &format!("{}/account_data/m.direct", of(who)), &direct).await;
+    }
+    // Twelve has creators above all numbers, ten has none, and whoever moves the room must always be able to move it on.
+    for version in ["10", "11", "12"] {
+        let path = format!("/_matrix/client/v3/rooms/{}/upgrade", rooms[rooms.len() - 1]);
+        let upgraded = alice.ok("POST", &path, &json!({ "new_version": version })).await;
+        rooms.push(upgraded["replacement_room"].as_str().unwrap().to_owned());
+        join(&bob, &rooms[rooms.len() - 1]).await;
+    }
+    for who in [&alice, &bob] {
+        let rules = who.get("/_matrix/client/v3/pushrules/").await["global"].clone();
+        let direct = who.get(&format!("{}/account_data/m.direct", of(who))).await;
+        assert_eq!(direct, json!({ "@carol:alpha.test": rooms, "odd": 1 }));
+        for room in &rooms {
+            let ids = |kind: &str| {
+                rules[kind].as_array().unwrap().iter().any(|rule| rule["rule_id"] == **room)
+            };
+            assert!(ids("room") && ids("override"), "{rules}");
+            let tags = who.get(&format!("{}/rooms/{room}/tags", of(who))).await;
+            assert_eq!(tags["tags"]["m.favourite"]["order"], 0.5);
+        }
+    }
+    let alias = alice.get("/_matrix/client/v3/directory/room/%23talk:alpha.test").await;
+    assert_eq!(alias["room_id"], rooms[3].as_str());
+    let state =
+        |room: &str| format!("/_matrix/client/v3/rooms/{room}/state/m.room.canonical_alias");
+    assert_eq!(alice.get(&state(&rooms[2])).await, json!({}));
+    assert_eq!(alice.get(&state(&rooms[3])).await["alias"], "#talk:alpha.test");
+}
+
+#[tokio::test]
+async fn a_room_that_only_claims_to_replace_another_gets_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = open_box(&folder);
+    let alice = Client::register(&router, "alice").await;
+    let bob = Client::register(&router, "bob").await;
+    let old = alice.create(&json!({})).await;
+    let tag = format!("/_matrix/client/v3/user/{}/rooms/{old}/tags/m.favourite", alice.user_id);
+    alice.ok("PUT", &tag, &json!({ "order": 0.5 })).await;
+    let creation = json!({ "predecessor": { "room_id": old, "event_id": "$any" } });
+    let false_heir = bob
+        .create(
+            &json!({ "preset": "public_chat", "room_version": "11", "creation_content": creation }),
+        )
+        .await;
+    alice.ok("POST", &format!("/_matrix/client/v3/join/{false_heir}"), &json!({})).await;
+    let path = format!("/_matrix/client/v3/user/{}/rooms/{false_heir}/tags", alice.user_id);
+    assert_eq!(alice.get(&path).await, json!({ "tags": {} }));
+    let itself = format!("/_matrix/client/v3/rooms/{old}/state/m.room.tombstone");
+    let (status, _) =
+        alice.call("PUT", &itself, &json!({ "body": "", "replacement_room": old })).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn answers_say_what_clients_would_have_to_assume() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = open_box(&folder);
+    let alice = Client::register(&router, "alice").await;
+    let bob = Client::register(&router, "bob").await;
+    let room = alice.create(&json!({ "preset": "public_chat" })).await;
+    let summary = bob.get(&format!("/_matrix/client/v1/room_summary/{room}")).await;
+    assert_eq!(
+        (&summary["join_rule"], &summary["membership"]),
+        (&json!("public"), &json!("leave"))
+    );
+    let capabilities = alice.get("/_matrix/client/v3/capabilities").await;
+    assert_eq!(capabilities["capabilities"]["m.change_password"]["enabled"], true);
+    assert_eq!(alice.get("/_matrix/client/v3/account/3pid").await, json!({ "threepids": [] }));
+    let odd = json!({ "visibility": "somewhat" });
+    let (status, _) = alice.call("POST", "/_matrix/client/v3/createRoom", &odd).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn a_service_learns_whose_openid_token_it_was_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let router = open_box(&folder);
+    let alice = Client::register(&router, "alice").await;
+    let bob = Client::register(&router, "bob").await;
+    let path = format!("/_matrix/client/v3/user/{}/openid/request_token", alice.user_id);
+    let token = alice.ok("POST", &path, &json!({})).await;
+    assert_eq!((&token["token_type"], &token["expires_in"]), (&json!("Bearer"), &json!(3600)));
+    assert_eq!(token["matrix_server_name"], "alpha.test");
+    let asked =
+        |token: &str| format!("/_matrix/federation/v1/openid/userinfo?access_token={token}");
+    let whose = bob.get(&asked(token["access_token"].as_str().unwrap())).await;
+    assert_eq!(whose, json!({ "sub": alice.user_id }));
+    let (status, _) = bob.call("GET", &asked("another"), &Value::Null).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    assert_eq!(bob.call("POST", &path, &json!({})).await.0, StatusCode::FORBIDDEN);
+}

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::response::Response;
 use http::StatusCode;
 use ruma::{
     OwnedUserId,
@@ -27,12 +28,18 @@ use ruma::{
 };
 
 use sallyport_core::roster::Localpart;
+use serde_json::json;
 
-use super::interactive;
+use super::{interactive, said_in_full};
 use crate::{
     app::{App, random},
     config::RegistrationMode,
-    http::{Routes, auth::Anonymous, error::ApiError, route::route},
+    http::{
+        Routes,
+        auth::Anonymous,
+        error::ApiError,
+        route::{Streamed, route, stream},
+    },
     service::{
         accounts::{self, AccountError},
         activation,
@@ -49,7 +56,7 @@ pub(super) fn routes() -> Routes {
         route(change_password),
         route(deactivate),
         route(who_am_i),
-        route(third_party_ids),
+        stream(third_party_ids),
     ]
 }
 
@@ -202,12 +209,13 @@ async fn deactivate(
 }
 
 /// No account has an e-mail address or a telephone number.
+/// There are none.
 async fn third_party_ids(
     _: Arc<App>,
     _: Identity,
-    _: get_third_party_ids::Request,
-) -> Result<get_third_party_ids::Response, ApiError> {
-    Ok(get_third_party_ids::Response::new(Vec::new()))
+    _: Streamed<get_third_party_ids::Request>,
+) -> Result<Response, ApiError> {
+    said_in_full(&json!({}), [("threepids", json!([]))])
 }
 
 async fn who_am_i(

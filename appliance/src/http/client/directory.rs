@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use axum::response::Response;
 use http::StatusCode;
 use ruma::{
     OwnedServerName, UInt,
@@ -25,12 +26,20 @@ use ruma::{
         },
         error::ErrorKind,
     },
+    events::room::member::MembershipState,
 };
 use sallyport_core::limits::{ROOMS_PAGE_MAX, SPACE_DEPTH_MAX};
+use serde_json::json;
 
+use super::said_in_full;
 use crate::{
     app::App,
-    http::{Routes, auth::Reader, error::ApiError, route::route},
+    http::{
+        Routes,
+        auth::Reader,
+        error::ApiError,
+        route::{Streamed, route, stream},
+    },
     service::{
         rooms::{
             self,
@@ -53,7 +62,7 @@ pub(super) fn routes() -> Routes {
         route(public_rooms),
         route(search_public_rooms),
         route(hierarchy),
-        route(room_summary),
+        stream(room_summary),
     ]
 }
 
@@ -206,17 +215,17 @@ async fn hierarchy(
 async fn room_summary(
     app: Arc<App>,
     identity: Identity,
-    request: get_summary::Request,
-) -> Result<get_summary::Response, ApiError> {
+    Streamed { request, .. }: Streamed<get_summary::Request>,
+) -> Result<Response, ApiError> {
     let (summary, membership) = app
         .run(move |app| {
             let room_id = directory::resolve(app, &request.room_id_or_alias)?;
             app.store.read(|read| summary::summary_for(read, &room_id, &identity.user_id))
         })
         .await?;
-    let mut response = get_summary::Response::new(summary);
-    response.membership = membership;
-    Ok(response)
+    let join_rule = json!(summary.join_rule.as_str());
+    let membership = json!(membership.unwrap_or(MembershipState::Leave));
+    said_in_full(&summary, [("join_rule", join_rule), ("membership", membership)])
 }
 
 fn bounded(value: UInt, most: usize) -> usize {

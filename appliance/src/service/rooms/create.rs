@@ -152,6 +152,9 @@ impl<'a> Plan<'a> {
         for user_id in &request.invite {
             membership::check_reachable(app, user_id)?;
         }
+        if !matches!(request.visibility, Visibility::Public | Visibility::Private) {
+            return Err(Error::Invalid("the visibility is neither `public` nor `private`"));
+        }
         let public = request.visibility == Visibility::Public;
         let preset = match &request.preset {
             Some(RoomPreset::_Custom(_)) => return Err(Error::Invalid("there is no such preset")),

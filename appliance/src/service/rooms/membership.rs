@@ -18,6 +18,7 @@ use sallyport_store::{Error as StoreError, Membership, Read, Room};
 use super::{
     Error,
     send::{Wish, send},
+    succession,
 };
 use crate::{app::App, service::peers};
 
@@ -72,10 +73,10 @@ pub fn join(app: &App, change: Change<'_>) -> Result<(), Error> {
         }
         Ok::<_, Error>(Some(content))
     })?;
-    match content {
-        Some(content) => set(app, change, content),
-        None => Ok(()),
-    }
+    let Some(content) = content else { return Ok(()) };
+    set(app, change, content)?;
+    succession::follow(app, change.target, change.room_id);
+    Ok(())
 }
 
 /// Asks to be invited.

@@ -45,6 +45,11 @@ pub fn wish(
     if kind == StateEventType::RoomCanonicalAlias {
         check_aliases(app, room_id, &content)?;
     }
+    if kind == StateEventType::RoomTombstone
+        && content.get("replacement_room").and_then(|room| room.as_str()) == Some(room_id.as_str())
+    {
+        return Err(Error::Invalid("a room cannot replace itself"));
+    }
     if kind == StateEventType::RoomMember
         && content.get("membership").and_then(|membership| membership.as_str()) == Some("invite")
         && let Ok(target) = <&UserId>::try_from(state_key)

@@ -5,19 +5,19 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId,
+    CanonicalJsonObject, CanonicalJsonValue, Int, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId,
     RoomVersionId, UserId,
     events::{StateEventType, room::member::MembershipState},
 };
 use sallyport_core::{
     limits::DRAFTS_MAX,
-    room::{self, Draft, Intent, create::Founded, power_levels},
+    room::{self, Draft, Intent, create::Founded},
     time::Millis,
 };
 use sallyport_store::{Outcome, Read, Room};
 use serde_json::json;
 
-use super::{Error, create::found, membership, send::Wish, state::parse_content};
+use super::{Error, create::found, membership, send::Wish, state::parse_content, succession};
 use crate::app::App;
 
 /// State with an empty key that the new room takes over, besides the power levels.
@@ -67,6 +67,8 @@ pub fn upgrade(app: &App, upgrade: &Upgrade<'_>) -> Result<OwnedRoomId, Error> {
         let new_room = founded.room_id.clone();
         if commit(app, upgrade.room_id, founded, tombstone)? == Outcome::Done(()) {
             quieten(app, &upgrade);
+            give_up_aliases(app, &upgrade);
+            succession::follow(app, upgrade.user_id, &new_room);
             return Ok(new_room);
         }
         upgrade.now = upgrade.now.plus(Duration::from_millis(1));
@@ -138,6 +140,31 @@ fn quieten(app: &App, upgrade: &Upgrade<'_>) {
     let intent = Intent::state(upgrade.user_id, kind, "", levels, upgrade.now);
     if let Err(error) = super::send(app, Wish::new(upgrade.room_id.to_owned(), intent)) {
         log::debug!(room_id:% = upgrade.room_id, error:% = error; "the old room was not quietened");
+    }
+}
+
+/// The aliases have moved: the old room no longer says that they are its own.
+fn give_up_aliases(app: &App, upgrade: &Upgrade<'_>) {
+    let kind = StateEventType::RoomCanonicalAlias;
+    let announced = app.store.read(|read| {
+        let Some(room) = read.room(upgrade.room_id)? else { return Ok(None) };
+        content(read, &room, &kind)
+    });
+    let Ok(Some(mut announced)) = announced else { return };
+    let own = format!(":{}", app.config.server_name);
+    let is_own =
+        |alias: &CanonicalJsonValue| alias.as_str().is_some_and(|alias| alias.ends_with(&own));
+    let before = announced.clone();
+    announced.retain(|field, alias| field != "alias" || !is_own(alias));
+    if let Some(CanonicalJsonValue::Array(others)) = announced.get_mut("alt_aliases") {
+        others.retain(|alias| !is_own(alias));
+    }
+    if announced == before {
+        return;
+    }
+    let intent = Intent::state(upgrade.user_id, kind, "", announced, upgrade.now);
+    if let Err(error) = super::send(app, Wish::new(upgrade.room_id.to_owned(), intent)) {
+        log::debug!(room_id:% = upgrade.room_id, error:% = error; "the old room still names the aliases");
     }
 }
 
@@ -214,15 +241,39 @@ fn new_power_levels(
             users.remove(creator.as_str());
         }
     } else {
-        let view = read.view(&old.room_id)?;
-        let rules = view.rules().ok_or(Error::NotInRoom)?;
-        let most =
-            power_levels(&view, old.state, &rules)?.map_or(ruma::int!(100), |levels| levels.max());
-        let level = CanonicalJsonValue::Integer(most.max(ruma::int!(100)));
-        users.insert(upgrade.user_id.to_string(), level);
+        // As much as anything takes: rooms of version 12 want 150 for their end, which creators have there without a number.
+        let most = highest(&levels).max(highest(&users)).max(ruma::int!(100));
+        for creator in creators(read, old)?.iter().chain([&upgrade.user_id.to_owned()]) {
+            users.insert(creator.to_string(), CanonicalJsonValue::Integer(most));
+        }
     }
     levels.insert("users".to_owned(), CanonicalJsonValue::Object(users));
     Ok(levels)
+}
+
+/// The highest number in power levels, those of kinds of events included.
+fn highest(levels: &CanonicalJsonObject) -> Int {
+    let most = levels.values().map(|value| match value {
+        CanonicalJsonValue::Integer(level) => *level,
+        CanonicalJsonValue::Object(levels) => highest(levels),
+        _ => Int::MIN,
+    });
+    most.max().unwrap_or(Int::MIN)
+}
+
+/// Who has more power in the old room than any number says; nobody before version 12.
+fn creators(read: &Read<'_>, old: &Room) -> Result<Vec<OwnedUserId>, Error> {
+    if !has_privileged_creators(&old.version) {
+        return Ok(Vec::new());
+    }
+    let Some(event) = read.state_event(old, &StateEventType::RoomCreate, "")? else {
+        return Ok(Vec::new());
+    };
+    let content = parse_content(event.pdu.content().get())?;
+    let additional = content.get("additional_creators").and_then(CanonicalJsonValue::as_array);
+    let additional = additional.into_iter().flatten().filter_map(CanonicalJsonValue::as_str);
+    let additional = additional.filter_map(|user| OwnedUserId::try_from(user).ok());
+    Ok(additional.chain([event.pdu.sender().to_owned()]).collect())
 }
 
 fn content(
