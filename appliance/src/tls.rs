@@ -381,6 +381,7 @@ impl Certificates {
         Ok(CertificateStatus {
             ca: authority.as_ref().map(|authority| CaStatus {
                 sha256: authority.fingerprint(),
+                certificate: authority.pem().to_owned(),
                 key: match authority.token_key() {
                     Some(name) => KeyPlace::Token { key: name.to_string() },
                     None => KeyPlace::File,

@@ -43,7 +43,7 @@ pub(crate) enum Folder {
     Config,
     /// Rosters, with approvals.
     Roster,
-    /// Pairing cards.
+    /// Pairing cards, with approvals.
     Cards,
     /// Bundles, with approvals.
     Bundles,
@@ -92,7 +92,7 @@ impl Folder {
                 APPROVAL,
             ],
             Self::Roster => &[("snr", ROSTER_BYTES_MAX as u64), APPROVAL],
-            Self::Cards => &[("snc", CARD_BYTES_MAX as u64)],
+            Self::Cards => &[("snc", CARD_BYTES_MAX as u64), APPROVAL],
             Self::Bundles => &[("snb", BUNDLE_BYTES_MAX), APPROVAL],
             Self::Update => &[("update", STICK_UPDATE_BYTES_MAX), APPROVAL],
             Self::Backup => &[],

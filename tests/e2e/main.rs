@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod approvals;
+mod cards;
 mod carried;
 mod dependencies;
 mod dev;

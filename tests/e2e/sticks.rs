@@ -96,7 +96,8 @@ impl Fresh {
     }
 }
 
-fn visit(enclave: &Enclave, device: &Path, more: &[&str]) -> Result<Vec<String>> {
+/// What `sallyctl stick run` is told at a box.
+pub(crate) fn visit(enclave: &Enclave, device: &Path, more: &[&str]) -> Result<Vec<String>> {
     let folder = &enclave.plan().folder;
     let state = folder.join("state");
     fs::create_dir_all(&state)?;
@@ -115,7 +116,7 @@ fn visit(enclave: &Enclave, device: &Path, more: &[&str]) -> Result<Vec<String>>
     Ok(arguments)
 }
 
-fn strs(arguments: &[String]) -> Vec<&str> {
+pub(crate) fn strs(arguments: &[String]) -> Vec<&str> {
     arguments.iter().map(String::as_str).collect()
 }
 
@@ -310,7 +311,7 @@ impl Pair {
 }
 
 /// Gives a box that the harness configured the record that a stick would have left. The server runs on with what it has.
-fn provisioned(enclave: &Enclave) -> Result<()> {
+pub(crate) fn provisioned(enclave: &Enclave) -> Result<()> {
     let (plan, desk) = (enclave.plan(), enclave.desk());
     let officer = fs::read_to_string(desk.path("officer.public"))?;
     let text = format!(

@@ -78,6 +78,15 @@ impl Medium {
         Ok(names.filter(|name| !name.is_empty()).map(str::to_owned).collect())
     }
 
+    /// Copies a file from the stick.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn take(&self, folder: &str, name: &str, to: &Path) -> Result<()> {
+        let to = to.to_str().context("a path that is not text")?;
+        self.mtools("mcopy", &["-o", &format!("::SALLYPORT/{folder}/{name}"), to]).map(drop)
+    }
+
     /// The text of a file.
     ///
     /// # Errors

@@ -215,6 +215,8 @@ pub struct CertificateStatus {
 pub struct CaStatus {
     /// SHA-256 of its certificate as devices show it.
     pub sha256: String,
+    /// The certificate in PEM, for devices to trust.
+    pub certificate: String,
     /// Where its key is.
     pub key: KeyPlace,
 }

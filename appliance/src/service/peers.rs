@@ -243,7 +243,7 @@ pub fn pair(app: &App, bytes: Vec<u8>, fingerprint: &str, order: &Order) -> Resu
     app.store.write(move |write| {
         let (known, own) = (write.peer(&server)?.map(|peer| peer.card), write.own_card()?);
         let command =
-            || format!("sallyctl approve peer CARD --enclave {ours} --token TOKEN --out APPROVAL");
+            || format!("sallyctl approve peer CARD --enclave {ours} --fingerprint WORDS --token TOKEN --out APPROVAL");
         check_succession(known.as_deref(), &bytes, own.as_deref(), &mandate, command)?;
         write.set_peer(&server, &bytes, now)?;
         if let Some(known) = known {

@@ -52,6 +52,7 @@ const PRIVATE_ADDRESSES: [(IpAddr, u8); 9] = [
 pub(super) struct Authority {
     organization: String,
     certificate: CertificateDer<'static>,
+    pem: String,
     /// What stands after the box's certificate: the CA's own, or the chain that a higher CA gave for it.
     chain: Vec<CertificateDer<'static>>,
     key: CaKey,
@@ -128,9 +129,9 @@ impl Founded {
             permitted: names.to_vec(),
             chain: vec![],
         };
-        let certificate = certificate.der().clone();
+        let (pem, certificate) = (certificate.pem(), certificate.der().clone());
         let chain = vec![certificate.clone()];
-        Ok(Self { authority: Authority { organization, certificate, chain, key }, stored })
+        Ok(Self { authority: Authority { organization, certificate, pem, chain, key }, stored })
     }
 
     /// Writes it down, for good and for handing out. The one before, if there was one, is gone from then on.
@@ -173,7 +174,7 @@ impl Authority {
         };
         publish(&data_dir.join("ca.pem"), &stored.certificate)?;
         let organization = server_name.as_str().to_owned();
-        Ok(Some(Self { organization, certificate, chain, key }))
+        Ok(Some(Self { organization, certificate, pem: stored.certificate, chain, key }))
     }
 
     /// Founds the CA for the given names, with a key in the token, or, if none is configured, in the file.
@@ -193,6 +194,11 @@ impl Authority {
         let digest = digest::digest(&digest::SHA256, &self.certificate);
         let pairs = digest.as_ref().iter().map(|byte| format!("{byte:02X}"));
         pairs.collect::<Vec<_>>().join(":")
+    }
+
+    /// The CA's own certificate, for devices to trust.
+    pub(super) fn pem(&self) -> &str {
+        &self.pem
     }
 
     /// The CA's own certificate.

@@ -54,10 +54,14 @@ pub(crate) enum Command {
         #[command(flatten)]
         officer: Officer,
     },
-    /// Approve pairing with the enclave of a card.
+    /// Approve pairing with the enclave of a card. Its officer reads the fingerprint to you, over the telephone or in person; you type
+    /// what you hear.
     Peer {
         /// The peer's pairing card.
         file: PathBuf,
+        /// The fingerprint that the peer's officer read aloud: eight words, or all 64 digits.
+        #[arg(long, value_name = "WORDS")]
+        fingerprint: String,
         /// Server name of the enclave that pairs with it.
         #[arg(long, value_name = "NAME")]
         enclave: OwnedServerName,
@@ -144,12 +148,14 @@ impl Command {
                 );
                 officer.approve(&Consent::to_import(to.clone(), *sha256), &what, out)
             }
-            Self::Peer { file, enclave, officer } => {
-                let peer = card::read(&file)?.content().server_name.clone();
+            Self::Peer { file, fingerprint, enclave, officer } => {
+                let card = card::read(&file)?;
+                let peer = card.content().server_name.clone();
                 ensure!(
                     peer != enclave,
                     "this is {enclave}'s own card: use `sallyctl approve card`"
                 );
+                card.confirm(&fingerprint)?;
                 let what = format!("{enclave} may pair with {peer}.");
                 officer.approve(&Consent::to_pairing(enclave, hash_of_card(&file)?), &what, out)
             }

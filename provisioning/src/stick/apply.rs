@@ -6,6 +6,7 @@
 
 mod approvals;
 mod bundles;
+mod cards;
 mod confirm;
 mod orders;
 mod provisioning;
@@ -22,8 +23,7 @@ use clap::Args;
 use http::Method;
 use sallyport_core::{
     admin::{CertificateStatus, Status, path},
-    card::Card,
-    limits::{CARD_BYTES_MAX, CERTIFICATES_BYTES_MAX},
+    limits::CERTIFICATES_BYTES_MAX,
     provision::Provisioned,
 };
 use sallyport_hsm::sandbox::{self, Calls, Enforced, Files};
@@ -100,9 +100,10 @@ pub(crate) fn apply(args: &ApplyArgs, the_box: &TheBox, out: &Output) -> anyhow:
     report.write(&args.quarantine, enclave.as_deref())?;
     let text: String = report.lines().iter().map(|line| format!("{line}\n")).collect();
     out.raw(&text)?;
-    // Until something was written to it, nobody needs the stick any more.
-    let safe = !inventory.takes_files();
-    state.tell(Phase::Done, safe, report.has_refused(), report.lines())?;
+    // One that is marked for it is written to next: nobody may pull it out now.
+    let (phase, safe) =
+        if inventory.takes_files() { (Phase::Writing, false) } else { (Phase::Done, true) };
+    state.tell(phase, safe, report.has_refused(), report.lines())?;
     if report.has_refused() {
         let result = args.quarantine.join(OUT).join(super::RESULT);
         return Err(SomethingRefused(result.display().to_string()).into());
@@ -168,7 +169,7 @@ impl Gate<'_> {
                 Ok(status) => {
                     self.rosters(&status, report);
                     self.certificates(report);
-                    self.cards(report);
+                    self.cards(record, &status, report);
                     self.bundles(&status, report);
                     self.orders(record, &status, report);
                 }
@@ -222,24 +223,6 @@ impl Gate<'_> {
                 Ok(vec![format!("{}: a higher CA vouches for the enclave's now.", file.shown())])
             };
             report.note(&file.shown(), install());
-        }
-    }
-
-    /// Cards are only listed: pairing needs a fingerprint that somebody heard.
-    fn cards(&self, report: &mut Report) {
-        for file in self.inventory.of(Folder::Cards, "snc") {
-            let look = || {
-                let card = Card::stored(&self.content(file, CARD_BYTES_MAX)?)?;
-                let content = card.content();
-                Ok(vec![format!(
-                    "{}: card {} of {} with the fingerprint {}: not paired, which needs an officer at the box",
-                    file.shown(),
-                    content.serial,
-                    content.server_name,
-                    card.fingerprint().words()
-                )])
-            };
-            report.note(&file.shown(), look());
         }
     }
 

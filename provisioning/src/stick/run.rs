@@ -73,7 +73,9 @@ fn visit(args: &RunArgs, the_box: &TheBox, state: &StateFile, out: &Output) -> a
     }
     let inventory = Inventory::read(quarantine)?;
     let lines = std::fs::read_to_string(quarantine.join(OUT).join(RESULT)).unwrap_or_default();
-    let lines: Vec<String> = lines.lines().map(str::to_owned).collect();
+    // What was done, without the words around it.
+    let lines: Vec<String> =
+        lines.lines().filter_map(|line| line.strip_prefix("- ")).map(str::to_owned).collect();
     if inventory.takes_files() {
         state.tell(Phase::Writing, false, !apply.success(), &lines)?;
         out.note("Writing to the stick: do not pull it out …")?;

@@ -45,7 +45,7 @@ impl Phase {
             Self::Applying => "What the stick brought is being looked at",
             Self::Confirm => "A stick wants to make this machine a box",
             Self::Writing => "The stick is being written: do not pull it out",
-            Self::Done => "The stick is done",
+            Self::Done => "The stick is done and can be pulled out",
             Self::Failed => "The stick could not be used",
         }
     }

@@ -75,8 +75,10 @@ fn approvals_are_what_the_box_wants() {
     }
     desk.run(&format!("approve roster made.json {OFFICER} x")).fails(1, "is not a signed roster");
     desk.run(&format!("approve import made.json {OFFICER} x")).fails(1, "is not a bundle");
-    desk.run(&format!("approve peer made.json --enclave alpha.example {OFFICER} x"))
-        .fails(1, "not a pairing card");
+    desk.run(&format!(
+        "approve peer made.json --fingerprint x --enclave alpha.example {OFFICER} x"
+    ))
+    .fails(1, "not a pairing card");
 }
 
 #[test]

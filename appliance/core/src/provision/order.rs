@@ -26,6 +26,9 @@ pub struct Order {
     /// The box's public keys, for the enclave root to sign.
     #[serde(default)]
     pub card_request: bool,
+    /// The certificate of the enclave CA, for devices to trust. It also goes with new activation codes.
+    #[serde(default)]
+    pub ca: bool,
     /// The request of the enclave CA to a higher one.
     #[serde(default)]
     pub certificate_request: bool,

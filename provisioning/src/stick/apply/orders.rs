@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use sallyport_core::{
-    admin::{Approval, CodesRequest, Consent, IssuedCode, Keys, PeerBundles, Status, path, verify},
+    admin::{
+        Approval, CertificateStatus, CodesRequest, Consent, IssuedCode, Keys, PeerBundles, Status,
+        path, verify,
+    },
     digest::Sha256,
     incarnation::Incarnation,
     limits::{STICK_JOURNAL_BYTES_MAX, STICK_ORDER_BYTES_MAX},
@@ -21,6 +24,9 @@ use crate::{
     files,
     stick::{Folder, inventory::Brought, state::Report},
 };
+
+/// The certificate of the enclave CA, in the folder `OUT`.
+const CA: &str = "ca.pem";
 
 impl Gate<'_> {
     pub(super) fn orders(&self, record: &Provisioned, status: &Status, report: &mut Report) {
@@ -97,9 +103,21 @@ impl Gate<'_> {
         let card_request = (order.card_request, path::CARD_REQUEST, "card.request");
         for (wanted, uri, name) in [(order.card, path::CARD, "own.snc"), card_request] {
             if wanted {
-                let fetch = || self.take(name, |out| self.the_box.fetch(uri, out).map(drop));
+                let fetch = || {
+                    let mut bytes = Vec::new();
+                    self.the_box.fetch(uri, &mut bytes)?;
+                    let mut lines = self.take(name, |out| Ok(out.write_all(&bytes)?))?;
+                    lines.push(format!(
+                        "SHA-256 of {name}, to be brought on paper: {}",
+                        Sha256::of(&bytes)
+                    ));
+                    Ok(lines)
+                };
                 report.note(&file.shown(), fetch());
             }
+        }
+        if order.ca {
+            report.note(&file.shown(), self.take_ca());
         }
         if order.certificate_request {
             let uri = format!("{}?of=ca", path::CERTIFICATE_REQUEST);
@@ -139,6 +157,9 @@ impl Gate<'_> {
                     self.the_box.command(path::ACTIVATION_CODES, &wish)?;
                 write_codes(out, &issued)
             })?);
+            if !order.ca {
+                lines.extend(self.take_ca()?);
+            }
         }
         if order.audit {
             lines.extend(
@@ -167,6 +188,19 @@ impl Gate<'_> {
         }
         ensure!(!lines.is_empty(), "there is no journal");
         Ok(lines)
+    }
+
+    /// The certificate of the enclave CA: devices must trust it before they connect.
+    pub(super) fn take_ca(&self) -> anyhow::Result<Vec<String>> {
+        let status: CertificateStatus = self.the_box.ask(path::CERTIFICATE)?;
+        let ca = status.ca.context("there is no enclave CA: the certificate is given as a file")?;
+        let path = self.outgoing(Folder::Out)?.join(CA);
+        if !path.exists() {
+            let mut file = files::create_secret(&path)?;
+            let written = file.write_all(ca.certificate.as_bytes()).and_then(|()| file.sync_all());
+            written.context("cannot write to the quarantine")?;
+        }
+        Ok(vec![format!("OUT/{CA}: compare its SHA-256 with the console, {}", ca.sha256)])
     }
 
     /// A file for the stick.

@@ -90,6 +90,7 @@ impl Gate<'_> {
             write_codes(&mut file, &imported.codes)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             lines.push(format!("{} activation codes are in OUT/{name}.", imported.codes.len()));
+            lines.extend(self.take_ca()?);
         }
         Ok(lines)
     }
