@@ -18,6 +18,7 @@ BUILT := SALLYPORT_BUILT=1
 
 # The builder of images: Python of this machine, everything that decides a byte in a tree of locked tools.
 IMAGE := PYTHONPATH=image PYTHONDONTWRITEBYTECODE=1 python3 -m build
+MACHINES := PYTHONPATH=image PYTHONDONTWRITEBYTECODE=1 python3 -m boot
 IMAGE_OPTIONS := $(if $(KEYS),--keys $(KEYS)) $(if $(PACKAGES),--packages $(PACKAGES)) $(if $(KEEP),--keep $(KEEP)) $(if $(BINARIES),--binaries $(BINARIES)) $(if $(filter any,$(RUST)),--any-rust)
 
 .PHONY: help
@@ -117,8 +118,15 @@ image-verify: ## Build the image twice, as differently as this machine allows, a
 
 .PHONY: image-boot
 image-boot: ## Boot the image in virtual machines with Secure Boot and a TPM (SCENARIO=names; KEYS=, BINARIES= folders)
-	@.ci/need image
-	@PYTHONPATH=image PYTHONDONTWRITEBYTECODE=1 python3 -m boot $(if $(KEYS),--keys $(KEYS)) $(if $(BINARIES),--sallyctl $(BINARIES)/sallyctl) $(SCENARIO)
+	@.ci/need image nio
+	@$(MACHINES) $(if $(KEYS),--keys $(KEYS)) $(if $(BINARIES),--sallyctl $(BINARIES)/sallyctl) $(SCENARIO)
+
+.PHONY: image-smoke
+image-smoke: ## Build the image with the development programs, start it once, and make it a box (its short test)
+	@.ci/need build image
+	$(CARGO) build --locked --workspace --bins
+	@$(IMAGE) image --binaries target/debug --out target/image-smoke
+	@$(MACHINES) --image target/image-smoke --sallyctl target/debug/sallyctl --folder target/image-smoke/vm smoke
 
 .PHONY: check
 check: fmt-check lint tidy deny doc ## Formatting, lints, tidiness, dependencies and documentation

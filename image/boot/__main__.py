@@ -19,7 +19,7 @@ def main() -> None:
     known = "\n".join(f"  {name:14}{(play.__doc__ or '').splitlines()[0]}" for name, play in scenarios.ALL.items())
     top = argparse.ArgumentParser(prog="boot", epilog=known, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("scenario", nargs="*", help="what to play; everything if none is given")
-    top.add_argument("--image", type=Path, help="the image; the newest of `make image` if not given")
+    top.add_argument("--image", type=Path, default=REPOSITORY / "target/image", help="the image, or a folder of which the newest counts; `make image` has its own")
     top.add_argument("--keys", type=Path, default=pool.cache() / "test-keys", help="the folder of the keys that it was signed with")
     default = REPOSITORY / "target/image/cargo/release/sallyctl"
     top.add_argument("--sallyctl", type=Path, default=default, help="the program of the officers' desk; that of the image if not given")
@@ -30,23 +30,35 @@ def main() -> None:
         top.error(f"there is no scenario {' '.join(sorted(strangers))}; there are {' '.join(scenarios.ALL)}")
     try:
         tools = tree.make("boot", lock.read(LOCKS / "boot.lock"), pool.Pool(pool.cache() / "pool"))
-        image = arguments.image or newest()
-        bench = Bench(tools, arguments.keys, image, arguments.folder, arguments.sallyctl)
-        for name in arguments.scenario or scenarios.ALL:
-            play = scenarios.ALL[name]
-            report.say(f"{name}: {(play.__doc__ or '').splitlines()[0]}")
-            play(bench)
-            report.say(f"{name}: as it should be")
+        image = newest(arguments.image) if arguments.image.is_dir() else arguments.image
     except (BootError, lock.LockError, tree.CommandFailed) as error:
         report.warn(str(error))
         sys.exit(1)
+    bench = Bench(tools, arguments.keys, image, arguments.folder, arguments.sallyctl)
+    names = arguments.scenario or list(scenarios.ALL)
+    failed = [name for name in names if not played(bench, name)]
+    report.say(f"scenarios: {len(names) - len(failed)} passed; {len(failed)} failed {' '.join(failed)}".rstrip())
+    sys.exit(1 if failed else 0)
 
 
-def newest() -> Path:
-    """The image that was built last."""
-    images = sorted((REPOSITORY / "target/image").glob("*.raw"), key=lambda path: path.stat().st_mtime)
+def played(bench: Bench, name: str) -> bool:
+    """Plays a scenario; whether all was as it should be."""
+    play = scenarios.ALL[name]
+    report.say(f"{name}: {(play.__doc__ or '').splitlines()[0]}")
+    try:
+        play(bench)
+    except (BootError, tree.CommandFailed) as error:
+        report.warn(f"{name}: {error}")
+        return False
+    report.say(f"{name}: as it should be")
+    return True
+
+
+def newest(folder: Path) -> Path:
+    """The image in a folder that was built last."""
+    images = sorted(folder.glob("*.raw"), key=lambda path: path.stat().st_mtime)
     if not images:
-        raise BootError("there is no image: run `make image`")
+        raise BootError(f"there is no image in {folder}: run `make image`")
     return images[-1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from build.tree import Mount, Tree
@@ -21,7 +22,14 @@ names = ["localhost"]
 [officers]
 trusted_keys = ["{officer}"]
 provision_approvals = 1
+
+[token]
+kind = "software"
+path = "/var/lib/sallyport/token.keys"
 """
+
+
+SOFTWARE = "--allow-software-keys"
 
 
 class Desk:
@@ -31,28 +39,14 @@ class Desk:
         self._tools = tools
         self._mounts = [Mount(sallyctl, "sallyctl"), Mount(folder, "desk", writable=True)]
         self.folder = folder
-        self._enclave = enclave
+        self.enclave = enclave
 
     def document(self) -> tuple[Path, Path, str]:
         """Makes an officer's key, a provisioning document and its approval; returns both files and the code for the console."""
-        token, box = self.folder / "officer.toml", self.folder / "box.toml"
-        token.write_text('kind = "software"\npath = "/mnt/desk/officer.key"\n', encoding="utf-8")
-        software = ["--token", "/mnt/desk/officer.toml", "--allow-software-keys"]
-        made = self.sallyctl(["ceremony", "officer-key", "--enclave", self._enclave, *software])
-        officer = _found(r"^public key +(\S+)$", made)
-        box.write_text(DOCUMENT.format(enclave=self._enclave, officer=officer), encoding="utf-8")
-        signed = self.sallyctl(["provision", "sign", "/mnt/desk/box.toml", *software, "--out", "/mnt/desk/box.approval"])
+        officer = self._key("officer", "officer-key")
+        box = self.write("box.toml", DOCUMENT.format(enclave=self.enclave, officer=officer))
+        signed = self._signed(["provision", "sign", "/mnt/desk/box.toml"], "officer", "box.approval")
         return box, self.folder / "box.approval", _found(r"^(\d{4}(?: \d{4})+)$", signed)
-
-    def roster(self, serial: int, people: list[str]) -> Path:
-        """Makes and signs a roster of these people; needs the officer of `document`."""
-        (self.folder / "people.csv").write_text("localpart\n" + "".join(f"{name}\n" for name in people), encoding="utf-8")
-        numbered = ["--enclave", self._enclave, "--serial", str(serial)]
-        self.sallyctl(["roster", "make", "/mnt/desk/people.csv", *numbered, "--out", f"/mnt/desk/{serial}.roster"])
-        signed = f"{serial}.snr"
-        software = ["--token", "/mnt/desk/officer.toml", "--allow-software-keys"]
-        self.sallyctl(["roster", "sign", f"/mnt/desk/{serial}.roster", *software, "--out", f"/mnt/desk/{signed}"])
-        return self.folder / signed
 
     def lay(self, path: Path) -> str:
         """Lays a file on the desk; returns its path there."""
@@ -61,18 +55,64 @@ class Desk:
 
     def release_key(self) -> list[str]:
         """Makes a release key that no box believes; returns how `sallyctl update make` is told to sign with it."""
-        (self.folder / "release.toml").write_text('kind = "software"\npath = "/mnt/desk/release.key"\n', encoding="utf-8")
-        software = ["--token", "/mnt/desk/release.toml", "--allow-software-keys"]
+        self.write("release.toml", 'kind = "software"\npath = "/mnt/desk/release.key"\n')
+        software = ["--token", "/mnt/desk/release.toml", SOFTWARE]
         self.sallyctl(["ceremony", "release-key", *software])
         return software
 
-    def sallyctl(self, arguments: list[str]) -> str:
+    def roster(self, serial: int, people: Sequence[str]) -> Path:
+        """Makes a roster and has the officer sign it."""
+        lines = "".join(f"{person}\n" for person in ("localpart", *people))
+        self.write("people.csv", lines)
+        made = ["roster", "make", "/mnt/desk/people.csv", "--enclave", self.enclave, "--serial", str(serial)]
+        self.sallyctl([*made, "--out", "/mnt/desk/people.json"])
+        self._signed(["roster", "sign", "/mnt/desk/people.json"], "officer", "people.snr")
+        return self.folder / "people.snr"
+
+    def order(self, text: str) -> Path:
+        """Writes an order for what the box shall put onto a stick."""
+        return self.write("box.order", f'enclave = "{self.enclave}"\n{text}\n')
+
+    def card(self, request: bytes, sha256: str) -> Path:
+        """Has the enclave root sign the box's keys; the console showed their hash. One officer approves each bundle, in and out."""
+        (self.folder / "card.request").write_bytes(request)
+        self._key("root", "init-root")
+        sign = ["ceremony", "sign-card", "/mnt/desk/card.request", "--request-hash", sha256, "--name", self.enclave, "--serial", "1"]
+        self._signed(sign, "root", "own.snc")
+        return self.folder / "own.snc"
+
+    def fingerprint(self) -> str:
+        """The fingerprint of the own card, as an officer reads it aloud."""
+        return self.sallyctl(["card", "fingerprint", "/mnt/desk/own.snc"]).splitlines()[0]
+
+    def approve(self, what: Sequence[str], name: str) -> Path:
+        """Has the officer approve something; returns the file of the approval."""
+        self._signed(["approve", *what], "officer", name)
+        return self.folder / name
+
+    def sallyctl(self, arguments: Sequence[str]) -> str:
         """Runs `sallyctl` at the desk, whose folder it sees as `/mnt/desk`; returns what it printed."""
         order = self._tools.command(["/mnt/sallyctl", *arguments], self._mounts)
         done = subprocess.run(order, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BootError(f"sallyctl {' '.join(arguments[:2])}: {done.stderr.strip()}")
         return done.stdout
+
+    def write(self, name: str, text: str) -> Path:
+        """Writes a file on the desk."""
+        path = self.folder / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def _key(self, who: str, ceremony: str) -> str:
+        self.write(f"{who}.toml", f'kind = "software"\npath = "/mnt/desk/{who}.key"\n')
+        token = ["--token", f"/mnt/desk/{who}.toml", SOFTWARE]
+        return _found(r"^public key +(\S+)$", self.sallyctl(["ceremony", ceremony, "--enclave", self.enclave, *token]))
+
+    def _signed(self, command: Sequence[str], who: str, name: str) -> str:
+        # `sallyctl` replaces nothing.
+        (self.folder / name).unlink(missing_ok=True)
+        return self.sallyctl([*command, "--token", f"/mnt/desk/{who}.toml", SOFTWARE, "--out", f"/mnt/desk/{name}"])
 
 
 def _found(pattern: str, text: str) -> str:

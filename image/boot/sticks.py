@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from build.tree import Mount, Tree
@@ -24,20 +24,32 @@ def make(tools: Tree, image: Path, files: Mapping[str, Path], *, label: str = "S
             raise BootError("files get onto an exFAT stick through the box only")
         return
     _run(tools, ["mkfs.vfat", "-F", "32", "-n", label, "/mnt/stick"], image, [])
-    made: set[str] = set()
-
-    def make_folder(folders: list[str]) -> None:
-        for depth in range(1, len(folders) + 1):
-            folder = "/".join(folders[:depth])
-            if folder not in made:
-                _run(tools, ["mmd", "-i", "/mnt/stick", f"::{folder}"], image, [])
-                made.add(folder)
-
+    put(tools, image, files)
     if writable:
-        make_folder(["SALLYPORT", "OUT"])
+        _folders(tools, image, ["SALLYPORT", "OUT"])
+
+
+def put(tools: Tree, image: Path, files: Mapping[str, Path]) -> None:
+    """Adds files to a stick, by their names there, as an officer does at the desk."""
     for name, source in files.items():
-        make_folder(name.split("/")[:-1])
-        _run(tools, ["mcopy", "-i", "/mnt/stick", "/mnt/file", f"::{name}"], image, [Mount(source, "file")])
+        _folders(tools, image, name.split("/")[:-1])
+        _run(tools, ["mcopy", "-o", "-i", "/mnt/stick", "/mnt/file", f"::{name}"], image, [Mount(source, "file")])
+
+
+def remove(tools: Tree, image: Path, names: Iterable[str]) -> None:
+    """Removes files from a stick."""
+    _run(tools, ["mdel", "-i", "/mnt/stick", *(f"::{name}" for name in names)], image, [])
+
+
+def names(tools: Tree, image: Path, folder: str) -> list[str]:
+    """The files in a folder of a stick; none if the folder is not there."""
+    return sorted(line.rsplit("/", 1)[1] for line in _list(tools, image, folder) or [] if not line.endswith("/"))
+
+
+def result(tools: Tree, image: Path) -> str:
+    """What the box said at its last visit, as a person reads it."""
+    last = names(tools, image, "SALLYPORT/RESULT")[-1]
+    return read(tools, image, f"SALLYPORT/RESULT/{last}").decode()
 
 
 def read(tools: Tree, image: Path, name: str) -> bytes:
@@ -47,6 +59,19 @@ def read(tools: Tree, image: Path, name: str) -> bytes:
     if done.returncode != 0:
         raise BootError(f"the stick has no {name}: {done.stderr.decode()}")
     return done.stdout
+
+
+def _folders(tools: Tree, image: Path, folders: list[str]) -> None:
+    for depth in range(1, len(folders) + 1):
+        folder = "/".join(folders[:depth])
+        if _list(tools, image, folder) is None:
+            _run(tools, ["mmd", "-i", "/mnt/stick", f"::{folder}"], image, [])
+
+
+def _list(tools: Tree, image: Path, folder: str) -> list[str] | None:
+    command = tools.command(["mdir", "-b", "-i", "/mnt/stick", f"::{folder}"], [Mount(image, "stick")])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines() if done.returncode == 0 else None
 
 
 def _run(tools: Tree, command: list[str], image: Path, mounts: list[Mount]) -> None:

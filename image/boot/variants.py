@@ -50,6 +50,65 @@ int main(void) {
   return 1;
 }
 """
+# One that answers whoever connects, and no more.
+ANSWERS = """\
+#include <netinet/in.h>
+#include <unistd.h>
+int main(void) {
+  static const char answer[] = "HTTP/1.0 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n";
+  struct sockaddr_in here = { .sin_family = AF_INET, .sin_port = htons(443) };
+  int listening = socket(AF_INET, SOCK_STREAM, 0);
+  if (bind(listening, (struct sockaddr *)&here, sizeof here) || listen(listening, 8)) return 1;
+  for (;;) {
+    char asked[4096];
+    int link = accept(listening, 0, 0);
+    if (read(link, asked, sizeof asked) > 0) (void)!write(link, answer, sizeof answer - 1);
+    close(link);
+  }
+}
+"""
+# Tells every ten seconds how the memory is used, by the whole machine and by the units. Level 2 is what the console shows.
+MEMORY = """\
+#include <glob.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+static void tell(const char *text) {
+  FILE *log = fopen("/dev/kmsg", "w");
+  if (log) { fprintf(log, "<2>measure: %s\\n", text); fclose(log); }
+}
+int main(void) {
+  for (int round = 0;; round++) {
+    char line[512], said[1024];
+    FILE *memory = fopen("/proc/meminfo", "r");
+    snprintf(said, sizeof said, "round %d", round);
+    for (int n = 0; memory && n < 5 && fgets(line, sizeof line, memory); n++) {
+      char name[64]; long kib;
+      if (sscanf(line, "%63[^:]: %ld", name, &kib) == 2) snprintf(said + strlen(said), 64, " %s=%ld", name, kib);
+    }
+    if (memory) fclose(memory);
+    tell(said);
+    glob_t units;
+    if (round % 6 == 5 && !glob("/sys/fs/cgroup/system.slice/*.service/memory.stat", 0, 0, &units)) {
+      for (size_t n = 0; n < units.gl_pathc; n++) {
+        long anonymous = 0;
+        FILE *unit = fopen(units.gl_pathv[n], "r");
+        if (unit && fscanf(unit, "anon %ld", &anonymous) == 1) {
+          snprintf(said, sizeof said, "unit %s anon=%ld", basename(dirname(units.gl_pathv[n])), anonymous / 1024);
+          tell(said);
+        }
+        if (unit) fclose(unit);
+      }
+      globfree(&units);
+    }
+    sleep(10);
+  }
+}
+"""
+UNITS = "usr/lib/systemd/system"
+MEASURE = "usr/lib/measure/memory"
+JOURNAL = "systemd.journald.forward_to_console=1 systemd.journald.max_level_console=info"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,18 +160,38 @@ class Variants:
     def broken(self, version: str, source: str, overlay: dict[str, str] | None = None) -> Variant:
         """A version with another program in the place of the server, and these files over those of the root."""
         name = f"broken-{version}"
-        programs, files = self._folder / f"{name}.programs", self._folder / f"{name}.overlay"
-        for folder in (programs, files):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        (programs / "server.c").write_text(source, encoding="ascii")
-        compiler = ["cc", "-O1", "-o", "/mnt/programs/sallyport", "/mnt/programs/server.c"]
-        self._tools().run(compiler, [Mount(programs, "programs", writable=True)])
+        programs, files = self._empty(name)
+        self._compile(programs / "sallyport", source)
         shutil.copy2(self._binaries / "sallyctl", programs / "sallyctl")
         for path, text in (overlay or {}).items():
             (files / path).parent.mkdir(parents=True, exist_ok=True)
             (files / path).write_text(text, encoding="ascii")
         return self._build(name, version, ["--overlay", str(files)], programs=programs)
+
+    def bare(self, version: str) -> Variant:
+        """The image without a unit of ours: something else answers on the port of the server. What our own units cost is the difference."""
+        units = (REPOSITORY / "image/system/overlay" / UNITS).glob("sallyport*")
+        # An empty unit is a masked one (systemd.unit(5)).
+        overlay = {f"{UNITS}/{unit.name}": "" for unit in units}
+        overlay[f"{UNITS}/answer.service"] = "[Unit]\nAfter=network.target\n[Service]\nExecStart=/usr/bin/sallyport\n"
+        overlay[f"{UNITS}/multi-user.target.d/answer.conf"] = "[Unit]\nWants=answer.service\n"
+        return self.broken(version, ANSWERS, overlay)
+
+    def measured(self, version: str) -> Variant:
+        """The image with a journal on the console, which has the times of all units, and a program that tells there how much memory is used."""
+        programs, files = self._empty(f"measured-{version}")
+        self._compile(programs / "memory", MEMORY)
+        (files / MEASURE).parent.mkdir(parents=True)
+        shutil.move(programs / "memory", files / MEASURE)
+        units = {
+            "measure.service": f"[Unit]\nAfter=sallyport.service\n[Service]\nExecStart=/{MEASURE}\n",
+            "multi-user.target.d/measure.conf": "[Unit]\nWants=measure.service\n",
+        }
+        for name, text in units.items():
+            path = files / UNITS / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="ascii")
+        return self._build(f"measured-{version}", version, ["--overlay", str(files), "--command-line", JOURNAL])
 
     def foreign(self, version: str, *, key: str) -> Variant:
         """The image of this version with one key that is another: `db`, which signs boot programs, or `pcr`, which signs what the TPM measures."""
@@ -124,6 +203,20 @@ class Variants:
         for path in others.glob(f"{key}.*"):
             shutil.copy2(path, keys / path.name)
         return self._build(f"foreign-{key}", version, [], keys=keys)
+
+    def _empty(self, name: str) -> tuple[Path, Path]:
+        """Two empty folders, for programs and for files of the root."""
+        folders = self._folder / f"{name}.programs", self._folder / f"{name}.overlay"
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        return folders
+
+    def _compile(self, program: Path, source: str) -> None:
+        code = program.with_suffix(".c")
+        code.write_text(source, encoding="ascii")
+        compiler = ["cc", "-O1", "-o", f"/mnt/programs/{program.name}", f"/mnt/programs/{code.name}"]
+        self._tools().run(compiler, [Mount(program.parent, "programs", writable=True)])
 
     def _build(self, name: str, version: str, more: list[str], *, programs: Path | None = None, keys: Path | None = None) -> Variant:
         out = self._folder / name

@@ -70,7 +70,8 @@ def _programs(tree: Path) -> list[str]:
 
 def _exposure(tree: Path) -> None:
     """Has systemd judge each service of ours."""
-    services = sorted(path.name for path in (tree / UNITS).glob("sallyport*.service"))
+    # An empty one is masked: it starts nothing.
+    services = sorted(path.name for path in (tree / UNITS).glob("sallyport*.service") if path.stat().st_size)
     for name in services:
         options = ["--offline=yes", f"--threshold={EXPOSURE_MAX}", f"--root={tree}", "--no-pager"]
         unit = name.replace("@.", "@x.")

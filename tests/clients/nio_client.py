@@ -15,6 +15,8 @@ import nio
 from nio.crypto import decrypt_attachment
 
 SYNC_TIMEOUT_MS = 10_000
+# Until what the client itself did comes back with a sync.
+ECHO_MS = 60_000
 PLAIN_TEXT = (nio.RoomMessageText, nio.RoomMessageNotice)
 FILES = (nio.RoomEncryptedFile, nio.RoomEncryptedImage, nio.RoomMessageFile, nio.RoomMessageImage)
 
@@ -192,15 +194,15 @@ class Session:
             name=name, initial_state=state, invite=list(invite), preset=nio.RoomPreset.private_chat, room_version=version
         )
         room = accepted(response).room_id
-        await self.until(lambda: self.client.rooms.get(room), 10_000, f"the room {room}")
+        await self.until(lambda: self.client.rooms.get(room), ECHO_MS, f"the room {room}")
         for user in invite:
-            await self.await_member(room, user, "invite", 10_000)
+            await self.await_member(room, user, "invite", ECHO_MS)
         return {"room": room}
 
     async def invite(self, room, user):
         """Invites, and waits until the client knows: nio encrypts to the members that it has seen."""
         accepted(await self.client.room_invite(room, user))
-        await self.await_member(room, user, "invite", 10_000)
+        await self.await_member(room, user, "invite", ECHO_MS)
 
     async def await_invite(self, wait_ms, room=None):
         def invited():
@@ -213,7 +215,7 @@ class Session:
 
     async def join(self, room):
         accepted(await self.client.join(room))
-        await self.until(lambda: self.client.rooms.get(room), 10_000, f"the room {room}")
+        await self.until(lambda: self.client.rooms.get(room), ECHO_MS, f"the room {room}")
 
     async def await_member(self, room, user, membership, wait_ms):
         def is_so():
@@ -312,6 +314,17 @@ class Session:
     async def is_verified(self, user, device):
         return {"verified": self.client.device_store[user][device].verified}
 
+    async def pause(self):
+        """The device is closed: nothing is fetched, and what was read is forgotten. Its keys stay."""
+        await self.stop()
+        self.messages.clear()
+        self.files.clear()
+
+    async def resume(self):
+        """The device is opened again."""
+        self.failure = None
+        return await self.start()
+
     async def logout(self):
         await self.stop()
         accepted(await self.client.logout())
@@ -331,7 +344,7 @@ class Session:
 COMMANDS = {
     name
     for name in """register login create_room invite await_invite join await_member await_device send read_back await_message
-    send_file await_file verify_start verify_accept verify_code verify_confirm is_verified logout""".split()
+    send_file await_file verify_start verify_accept verify_code verify_confirm is_verified pause resume logout""".split()
 }
 
 

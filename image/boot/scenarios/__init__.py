@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import powercut, refusals, start, updates
+from . import devices, powercut, refusals, speed, start, talk, updates
 from .bench import Bench
 
 ALL: dict[str, Callable[[Bench], None]] = {
+    "smoke": start.smoke,
     "first-boot": start.first_boot,
     "other-tpm": start.other_tpm,
     "provision": start.provision,
+    "speed": speed.speed,
+    "keyboards": devices.keyboards,
+    "talk": talk.talk,
+    "two-boxes": talk.two_boxes,
     "unsigned": refusals.unsigned,
     "flipped": refusals.flipped,
     "update": updates.update,

@@ -30,21 +30,31 @@ class Bench:
         self.image = image
         self.folder = folder
         self.variants = Variants(folder / "images", sallyctl.parent, keys)
-        self._provisioned: set[str] = set()
+        # What was made in this run, by the names of its machines' folders.
+        self._made: set[str] = set()
 
-    def machine(self, name: str) -> Machine:
-        """A machine as it comes from the factory, with this image on its disk."""
-        return Machine(self.tools, self.keys, self.folder / name, self.image)
+    def machine(self, name: str, image: Path | None = None) -> Machine:
+        """A machine as it comes from the factory, with this image on its disk, or another."""
+        return Machine(self.tools, self.keys, self.folder / name, image or self.image)
 
     def box(self, name: str, enclave: str = "alpha.example") -> Machine:
         """A machine that is this enclave's box, switched off. It is provisioned once in a run, and copied for each who asks; its desk is in its folder."""
         original = self.folder / f"provisioned-{enclave}"
-        if enclave not in self._provisioned:
+        if self.is_new(original.name):
             self.provision(self.machine(original.name), enclave)
-            self._provisioned.add(enclave)
+        return self.copy(original.name, name)
+
+    def is_new(self, name: str) -> bool:
+        """Whether something with this name is asked for the first time in this run."""
+        new = name not in self._made
+        self._made.add(name)
+        return new
+
+    def copy(self, original: str, name: str) -> Machine:
+        """A machine that is there once more, with all that is in its folder."""
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
-        return Machine.copy(Machine(self.tools, self.keys, original), folder)
+        return Machine.copy(Machine(self.tools, self.keys, self.folder / original), folder)
 
     def desk(self, machine: Machine, enclave: str = "alpha.example") -> Desk:
         """The desk of a machine's officers."""
@@ -52,9 +62,11 @@ class Bench:
 
     def provision(self, machine: Machine, enclave: str = "alpha.example") -> str:
         """Makes a new machine this enclave's box, from a stick and with the code typed, and switches it off; returns its recovery key."""
-        document, approval, code = self.desk(machine, enclave).document()
+        desk = self.desk(machine, enclave)
+        document, approval, code = desk.document()
         image = machine.folder / "stick.img"
-        sticks.make(self.tools, image, {f"SALLYPORT/PROVISION/{path.name}": path for path in (document, approval)})
+        files = {f"SALLYPORT/PROVISION/{path.name}": path for path in (document, approval)}
+        sticks.make(self.tools, image, files)
         with machine.boot() as boot:
             boot.wait_for("not set up yet", BOOT_S)
             key = boot.wait_for(RECOVERY_KEY.pattern, MOMENT_S)[1]
@@ -67,6 +79,16 @@ class Bench:
             boot.pull_out("stick")
             switch_off(boot)
         return key
+
+
+def visit(boot: Boot, image: Path) -> None:
+    """Plugs a stick in, waits until the console says that it is done, and pulls it out."""
+    before = len(boot.lines())
+    boot.plug_in(image, "stick")
+    if boot.wait_for("The stick is done|The stick could not be used", BOOT_S, before)[0] != "The stick is done":
+        raise BootError(f"the stick could not be used; see {boot.log}")
+    boot.pull_out("stick")
+    boot.wait_for_screen("network", "The stick", MOMENT_S)
 
 
 def confirm(boot: Boot, key: str) -> None:

@@ -6,6 +6,11 @@ from ..machine import BootError
 from .bench import BOOT_S, MOMENT_S, RECOVERY_KEY, Bench, confirm, switch_off, times
 
 
+def smoke(bench: Bench) -> None:
+    """One start: a new machine becomes a box by a stick and a typed code, and answers over HTTPS. The short form for each change."""
+    bench.provision(bench.machine("smoke"))
+
+
 def first_boot(bench: Bench) -> None:
     """A new box: the console says what to do, the recovery key is shown until it is written down, the next boot needs nobody."""
     machine = bench.machine("first-boot")
