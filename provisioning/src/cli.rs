@@ -49,6 +49,7 @@ Against the loss of the box (each recovery officer keeps a token elsewhere):
   sallyctl backup create          a backup on a stick, encrypted to those keys
   sallyctl backup verify          can it be opened, and is everything in it
   sallyctl restore                a new box of it
+  sallyctl backup grant           the same for a machine of the image, which takes it from a stick
 
 Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 the box does not answer,
 4 officers must approve, 5 the audit log was tampered with.";

@@ -7,6 +7,8 @@ mod command;
 mod files;
 mod notice;
 mod output;
+mod parts;
+mod signal;
 mod stick;
 mod terminal;
 mod update;

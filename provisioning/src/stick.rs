@@ -10,14 +10,17 @@ use std::{fmt, path::Path};
 
 use sallyport_core::limits::{
     ADMIN_AUTHORITY_BYTES_MAX, BUNDLE_BYTES_MAX, CARD_BYTES_MAX, CERTIFICATES_BYTES_MAX,
-    ROSTER_BYTES_MAX, STICK_ORDER_BYTES_MAX, STICK_PROVISION_BYTES_MAX, STICK_UPDATE_BYTES_MAX,
+    RESTORE_GRANT_BYTES_MAX, ROSTER_BYTES_MAX, STICK_ORDER_BYTES_MAX, STICK_PROVISION_BYTES_MAX,
+    STICK_UPDATE_BYTES_MAX,
 };
 use serde::{Deserialize, Serialize};
 
 pub(crate) mod apply;
+pub(crate) mod backup;
 mod device;
 pub(crate) mod inventory;
 pub(crate) mod read;
+pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod settings;
 pub(crate) mod state;
@@ -37,7 +40,7 @@ pub(crate) const RESULT: &str = "RESULT.txt";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub(crate) enum Folder {
-    /// A provisioning document, with approvals.
+    /// A provisioning document, with approvals; or the grant of a restore.
     Provision,
     /// The same for a box that is provisioned, and certificates.
     Config,
@@ -49,7 +52,7 @@ pub(crate) enum Folder {
     Bundles,
     /// A new version of the box.
     Update,
-    /// Backups, which are left on the stick.
+    /// Backups, of which only the first words are copied.
     Backup,
     /// Marks a stick that may be written to; orders, with approvals.
     Out,
@@ -85,7 +88,11 @@ impl Folder {
     pub(crate) fn kinds(self) -> &'static [(&'static str, u64)] {
         const APPROVAL: (&str, u64) = ("approval", ADMIN_AUTHORITY_BYTES_MAX as u64);
         match self {
-            Self::Provision => &[("toml", STICK_PROVISION_BYTES_MAX as u64), APPROVAL],
+            Self::Provision => &[
+                ("toml", STICK_PROVISION_BYTES_MAX as u64),
+                ("grant", RESTORE_GRANT_BYTES_MAX as u64),
+                APPROVAL,
+            ],
             Self::Config => &[
                 ("toml", STICK_PROVISION_BYTES_MAX as u64),
                 ("pem", CERTIFICATES_BYTES_MAX as u64),
@@ -95,7 +102,7 @@ impl Folder {
             Self::Cards => &[("snc", CARD_BYTES_MAX as u64), APPROVAL],
             Self::Bundles => &[("snb", BUNDLE_BYTES_MAX), APPROVAL],
             Self::Update => &[("update", STICK_UPDATE_BYTES_MAX), APPROVAL],
-            Self::Backup => &[],
+            Self::Backup => &[("backup", u64::MAX)],
             Self::Out => &[("order", STICK_ORDER_BYTES_MAX as u64), APPROVAL],
         }
     }
@@ -147,7 +154,9 @@ mod tests {
             (Folder::Bundles, "snb", None),
             (Folder::Bundles, "7.snb.exe", None),
             (Folder::Roster, "7.snb", None),
-            (Folder::Backup, "a.backup", None),
+            (Folder::Backup, "a.backup", Some("backup")),
+            (Folder::Backup, "a.backup.002", None),
+            (Folder::Provision, "restore.grant", Some("grant")),
         ];
         for (folder, name, expected) in table {
             assert_eq!(kind_of(folder, name).map(|(kind, _)| kind), expected, "{folder} {name}");

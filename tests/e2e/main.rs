@@ -12,6 +12,7 @@ mod encrypted;
 mod hand_over;
 mod hsm;
 mod restore;
+mod stick_restore;
 mod sticks;
 mod talk;
 mod tidy;

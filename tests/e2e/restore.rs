@@ -63,7 +63,7 @@ fn sorted(mut bodies: Vec<String>) -> Vec<String> {
 }
 
 /// Uploads a file; answers its `mxc://server/id` without the scheme.
-fn upload(who: &Client, bytes: Vec<u8>) -> Result<String> {
+pub(crate) fn upload(who: &Client, bytes: Vec<u8>) -> Result<String> {
     let request = Request::post("/_matrix/media/v3/upload")
         .header(header::HOST, "alpha.example")
         .header(header::CONTENT_TYPE, "application/octet-stream");
@@ -71,7 +71,7 @@ fn upload(who: &Client, bytes: Vec<u8>) -> Result<String> {
     Ok(word(&answer, "content_uri")?.trim_start_matches("mxc://").to_owned())
 }
 
-fn download(who: &Client, media: &str) -> Result<Vec<u8>> {
+pub(crate) fn download(who: &Client, media: &str) -> Result<Vec<u8>> {
     let request = Request::get(format!("/_matrix/client/v1/media/download/{media}"))
         .header(header::HOST, "alpha.example");
     let answer = who.send(request, Vec::new().into())?;

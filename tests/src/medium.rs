@@ -87,6 +87,27 @@ impl Medium {
         self.mtools("mcopy", &["-o", &format!("::SALLYPORT/{folder}/{name}"), to]).map(drop)
     }
 
+    /// A new folder.
+    ///
+    /// # Errors
+    /// When it is there already.
+    pub fn mkdir(&self, folder: &str) -> Result<()> {
+        self.mtools("mmd", &[&format!("::SALLYPORT/{folder}")]).map(drop)
+    }
+
+    /// The content of a file.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn bytes(&self, folder: &str, name: &str) -> Result<Vec<u8>> {
+        let name = format!("::SALLYPORT/{folder}/{name}");
+        let mut mtype = program("mtype");
+        let output =
+            mtype.env("MTOOLS_SKIP_CHECK", "1").arg("-i").arg(&self.path).arg(&name).output()?;
+        ensure!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(output.stdout)
+    }
+
     /// The text of a file.
     ///
     /// # Errors

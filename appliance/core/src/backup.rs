@@ -33,6 +33,7 @@
 
 mod chain;
 mod error;
+mod grant;
 mod header;
 mod item;
 mod manifest;
@@ -47,6 +48,7 @@ mod writer;
 pub use crate::bundle::Codec;
 pub use chain::{Chain, Link};
 pub use error::{Error, WriteError};
+pub use grant::{ContentKeys, Grant, Granted};
 pub use header::{BackupId, Header, Maker, VERSION};
 pub use item::{Head, MEDIA_ENTRY_BYTES, Section, WRAPPED_FILES, is_settings_name};
 pub use manifest::{Content, Manifest, Signed};

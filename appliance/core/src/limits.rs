@@ -267,6 +267,18 @@ pub const BACKUP_CONTENT_BYTES_MAX: u64 = 1 << 40;
 pub const BACKUP_CHAIN_MAX: usize = 64;
 /// Milliseconds after which the box warns that it has no younger backup: a week.
 pub const BACKUP_AGE_MS_WARNING: u64 = 7 * 24 * 60 * 60 * 1000;
+/// Bytes of the first words of a backup, which tell which one it is: preamble and header.
+pub const BACKUP_HEAD_BYTES_MAX: usize = 24 + BACKUP_HEADER_BYTES_MAX;
+/// Bytes of one part of a backup on a stick: FAT32 has no files of 4 GiB.
+pub const BACKUP_PART_BYTES_MAX: u64 = (4 << 30) - (1 << 20);
+/// Parts of one backup.
+pub const BACKUP_PARTS_MAX: u32 = 999;
+/// Bytes of the request of a machine that waits for a restore: a public key in text form.
+pub const RESTORE_REQUEST_BYTES_MAX: usize = 4 * 1024;
+/// Bytes of the grant of a restore: a stanza for each backup of a chain, and little beside them.
+pub const RESTORE_GRANT_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of the fingerprint of an enclave root in words.
+pub const RESTORE_FINGERPRINT_BYTES_MAX: usize = 256;
 /// Backups that the box remembers the media of, so that a next one can follow them.
 pub const BACKUPS_REMEMBERED: usize = 8;
 /// Stream positions that a restore leaves out: more than a box can have used between its last backup and its end, so that no number that

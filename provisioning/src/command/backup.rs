@@ -1,21 +1,26 @@
 //! `sallyctl backup`: everything that another machine needs to go on as this box, on a stick.
 
 use std::{
-    fs::File,
     io::{self, BufReader, BufWriter, Write},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, ensure};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use ruma::OwnedServerName;
 use sallyport_core::{
     admin::{BACKUP_BYTES, BackupMade, BackupVerified, path},
-    backup::{BackupId, Chain, Contents, Head, Header, Link, Sealed, Section, Sink},
+    backup::{
+        BackupId, Chain, ContentKeys, Contents, Grant, Head, Header, Link, RecoveryKey, Sealed,
+        Section, Sink, WriteError,
+    },
     digest::{Hasher, Sha256},
+    limits::RESTORE_REQUEST_BYTES_MAX,
+    provision::Code,
     time::Millis,
 };
+use sallyport_hsm::Secret32;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -24,6 +29,7 @@ use crate::{
     client::Box as TheBox,
     files,
     output::{self, Output},
+    parts::Parts,
 };
 
 /// Bytes that are written at once.
@@ -45,6 +51,8 @@ pub(crate) enum Command {
         /// The backup.
         file: PathBuf,
     },
+    /// Let a new machine open backups: give it their keys, without a recovery key coming near it. Everything in them is checked first.
+    Grant(Box<GrantArgs>),
     /// Decrypt backups and check everything in them, without restoring anything.
     Verify {
         /// A full backup and those that follow it, in their order; or a single one.
@@ -58,6 +66,79 @@ pub(crate) enum Command {
     },
 }
 
+/// What a grant needs.
+#[derive(Args)]
+pub(crate) struct GrantArgs {
+    /// A full backup and those that follow it, in their order.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    key: RecoveryArgs,
+    /// The request that the machine wrote to the stick.
+    #[arg(long, value_name = "FILE")]
+    request: PathBuf,
+    /// The code of the request as it stands on the machine's console, brought on paper: it tells that nobody swapped the stick.
+    #[arg(long, value_name = "CODE")]
+    code: String,
+    /// The fingerprint of the enclave root as it was written down, in words or digits: it tells whose the backups are.
+    #[arg(long, value_name = "WORDS", required_unless_present = "unvouched")]
+    fingerprint: Option<String>,
+    /// The box had no card when the backup was made: take it although nobody vouches for the key that signed it.
+    #[arg(long, conflicts_with = "fingerprint")]
+    unvouched: bool,
+    /// Where to write the grant. It belongs into SALLYPORT/PROVISION on the stick.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+impl GrantArgs {
+    fn run(self, out: &Output) -> anyhow::Result<()> {
+        let shown = self.request.display();
+        let text = String::from_utf8(files::read(&self.request, RESTORE_REQUEST_BYTES_MAX)?)
+            .with_context(|| format!("{shown} is not text"))?;
+        let request: RecoveryKey =
+            text.parse().with_context(|| format!("{shown} is no request"))?;
+        ensure!(
+            Code::of(&Grant::request_sha256(&request)).is(&self.code),
+            "the code is not that of {shown}: somebody may have swapped the stick, or it is another machine's request"
+        );
+        let opened = Opened::open(self.files, &self.key)?;
+        let contents = read_chain(&opened)?;
+        let fingerprint = match &self.fingerprint {
+            Some(typed) => Some(contents.signed.vouched(typed)?.fingerprint().words()),
+            None => {
+                ensure!(
+                    contents.signed.card.is_none(),
+                    "the backup has a card: give the root's --fingerprint instead of --unvouched"
+                );
+                None
+            }
+        };
+        let keys: Vec<_> =
+            opened.backups.iter().map(|(_, link, key)| (link.id, key.clone())).collect();
+        let enclave = contents.signed.header.enclave.clone();
+        let grant = Grant::new(enclave, fingerprint, &request, &keys, randomness)?;
+        let bytes = grant.encode().context("the grant cannot be encoded")?;
+        files::write_new(&self.out, &bytes)?;
+        let code = Code::of(&Grant::sha256(&bytes));
+        out.note(&format!(
+            "The machine may go on as {}, by backup {}. Put {} into SALLYPORT/PROVISION on a stick with the backups, and take \
+             the code to the machine on paper, not on the stick:\n{code}",
+            grant.enclave,
+            contents.signed.header.number,
+            self.out.display(),
+        ))
+    }
+}
+
+fn randomness() -> Result<[u8; 64], WriteError> {
+    let (mut bytes, failed) = ([0; 64], |error| WriteError::Write(io::Error::other(error)));
+    for half in bytes.chunks_exact_mut(Secret32::BYTES) {
+        half.copy_from_slice(Secret32::random().map_err(failed)?.expose());
+    }
+    Ok(bytes)
+}
+
 impl Command {
     pub(crate) fn run(self, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
         match self {
@@ -66,6 +147,7 @@ impl Command {
                 out.show(&made, Created::text)
             }
             Self::Inspect { file } => out.show(&Inspected::read(&file)?, Inspected::text),
+            Self::Grant(args) => args.run(out),
             Self::Verify { files, key, fingerprint } => {
                 let opened = Opened::open(files, &key)?;
                 let verified = verify(&opened, fingerprint.as_deref())?;
@@ -214,8 +296,8 @@ pub(super) fn link(path: &Path) -> anyhow::Result<Link> {
     Ok(Link { id: sealed.id(), header: sealed.header().clone() })
 }
 
-fn sealed(path: &Path) -> anyhow::Result<Sealed<BufReader<File>>> {
-    let input = BufReader::with_capacity(BUFFER_BYTES, files::open_foreign(path)?);
+fn sealed(path: &Path) -> anyhow::Result<Sealed<BufReader<Parts>>> {
+    let input = BufReader::with_capacity(BUFFER_BYTES, Parts::open(path)?);
     Sealed::open(input).with_context(|| format!("{} cannot be used", path.display()))
 }
 
@@ -235,7 +317,7 @@ struct Inspected {
 impl Inspected {
     fn read(path: &Path) -> anyhow::Result<Self> {
         let Link { id, header } = link(path)?;
-        let bytes = std::fs::metadata(path).context("cannot look at the file")?.len();
+        let bytes = Parts::open(path)?.length().context("cannot look at the file")?;
         Ok(Self {
             recovery_keys: header.recipients.iter().map(|stanza| stanza.key.to_string()).collect(),
             signed_by: header.signer.to_string(),
@@ -265,7 +347,7 @@ impl Inspected {
 }
 
 /// Backups whose content keys are known.
-pub(super) struct Opened {
+pub(crate) struct Opened {
     pub(super) backups: Vec<(PathBuf, Link, Zeroizing<[u8; 32]>)>,
 }
 
@@ -286,6 +368,20 @@ impl Opened {
             let content_key = recovery
                 .content_key(&sealed)
                 .with_context(|| format!("{} does not open", path.display()))?;
+            backups.push((path, link, content_key));
+        }
+        Ok(Self { backups })
+    }
+
+    /// With content keys that a grant gave.
+    pub(crate) fn granted(
+        paths: impl Iterator<Item = PathBuf>,
+        keys: ContentKeys,
+    ) -> anyhow::Result<Self> {
+        let mut backups = Vec::with_capacity(keys.len());
+        for (path, (id, content_key)) in paths.zip(keys) {
+            let link = link(&path)?;
+            ensure!(link.id == id, "{} is another backup than the grant's", path.display());
             backups.push((path, link, content_key));
         }
         Ok(Self { backups })
@@ -389,7 +485,7 @@ fn read_all(opened: &Opened) -> anyhow::Result<(Contents, bool)> {
 }
 
 /// Reads a full backup and those that follow it to their ends, and keeps nothing; answers what the last one holds.
-pub(super) fn read_chain(opened: &Opened) -> anyhow::Result<Contents> {
+pub(crate) fn read_chain(opened: &Opened) -> anyhow::Result<Contents> {
     opened.check_chain()?;
     let mut chain = Chain::default();
     for at in 0..opened.backups.len() {

@@ -19,6 +19,7 @@ use crate::{
     client::Box as TheBox,
     notice::{self, Notice},
     output,
+    signal::Signal,
     update::system::System,
 };
 
@@ -49,6 +50,8 @@ impl Command {
     pub(crate) fn run(self, the_box: &TheBox) -> anyhow::Result<()> {
         let mut shown = String::new();
         let mut remark = None;
+        let mut given = Signal::default();
+        let is_linux_console = std::env::var_os("TERM").is_some_and(|term| term == "linux");
         loop {
             let view = self.look(the_box);
             let mut screen = view.text();
@@ -61,6 +64,13 @@ impl Command {
             }
             if self.once {
                 return Ok(());
+            }
+            let signal = Signal::of(&self.state);
+            if signal != given {
+                signal
+                    .give(&mut io::stdout().lock(), is_linux_console)
+                    .context("cannot write to the console")?;
+                given = signal;
             }
             if let Some(line) = typed()? {
                 remark = self.take(&view, &line);

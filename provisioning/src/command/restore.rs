@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// The configuration of a box, in its folder of settings.
-const CONFIGURATION: &str = "sallyport.toml";
+pub(crate) const CONFIGURATION: &str = "sallyport.toml";
 /// Bytes of a configuration.
 const CONFIGURATION_BYTES_MAX: usize = 1 << 20;
 /// What a restore puts into the box's folder.
@@ -124,7 +124,7 @@ impl Restore {
 }
 
 /// A folder that is empty but for what a restore that was interrupted left.
-fn check_empty(data_dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn check_empty(data_dir: &Path) -> anyhow::Result<()> {
     let entries = match fs::read_dir(data_dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -180,7 +180,7 @@ fn read_toml(path: &Path) -> anyhow::Result<toml::Table> {
 }
 
 /// Where the content is put together.
-struct Place {
+pub(crate) struct Place {
     data_dir: PathBuf,
     restoring: PathBuf,
     /// Whom the folder belongs to, if not to us.
@@ -188,7 +188,30 @@ struct Place {
 }
 
 impl Place {
-    fn begin(data_dir: &Path) -> anyhow::Result<Self> {
+    /// Whether a restore was begun and did not come to its end.
+    pub(crate) fn is_begun(data_dir: &Path) -> bool {
+        data_dir.join(RESTORING_FOLDER).exists()
+    }
+
+    /// Where the settings lie that were in the backup.
+    pub(crate) fn settings(&self) -> PathBuf {
+        self.restoring.join("settings")
+    }
+
+    /// Leaves the folder as empty as it was.
+    pub(crate) fn abandon(&self) -> anyhow::Result<()> {
+        let abandon = || -> io::Result<()> {
+            for place in PLACES {
+                remove(&self.data_dir.join(place))?;
+            }
+            fs::remove_dir_all(&self.restoring)?;
+            files::sync_folder(&self.data_dir)
+        };
+        abandon().with_context(|| format!("cannot empty {}", self.data_dir.display()))
+    }
+
+    /// Begins anew, whatever an interrupted restore left.
+    pub(crate) fn begin(data_dir: &Path) -> anyhow::Result<Self> {
         let restoring = data_dir.join(RESTORING_FOLDER);
         let make = || -> io::Result<Option<(u32, u32)>> {
             make_folder(data_dir)?;
@@ -211,7 +234,7 @@ impl Place {
     }
 
     /// Reads the backups again and keeps what belongs to the last state.
-    fn collect(&self, opened: &Opened, wanted: &Contents) -> anyhow::Result<()> {
+    pub(crate) fn collect(&self, opened: &Opened, wanted: &Contents) -> anyhow::Result<()> {
         let media: BTreeSet<Sha256> = wanted.list.iter().map(|(sha256, _)| *sha256).collect();
         let last = opened.backups.len().saturating_sub(1);
         for at in 0..=last {
@@ -227,7 +250,7 @@ impl Place {
     }
 
     /// Puts everything into place, and says which backup it was.
-    fn finish(&self, contents: &Contents) -> anyhow::Result<()> {
+    pub(crate) fn finish(&self, contents: &Contents) -> anyhow::Result<()> {
         let random = Secret32::random().context("there is no randomness")?;
         let incarnation = random.expose().first_chunk().map(|bytes| Incarnation(*bytes));
         let incarnation = incarnation.context("there is no randomness")?;
@@ -251,7 +274,7 @@ impl Place {
     }
 
     /// From here on the box can start.
-    fn clear(&self) -> anyhow::Result<()> {
+    pub(crate) fn clear(&self) -> anyhow::Result<()> {
         let clear = || -> io::Result<()> {
             fs::remove_dir_all(&self.restoring)?;
             files::sync_folder(&self.data_dir)
@@ -321,7 +344,7 @@ fn put_settings(
     token: Option<toml::Table>,
 ) -> anyhow::Result<()> {
     fs::create_dir_all(settings).with_context(|| format!("cannot make {}", settings.display()))?;
-    let from = place.restoring.join("settings");
+    let from = place.settings();
     let entries = fs::read_dir(&from).with_context(|| format!("cannot read {}", from.display()))?;
     for entry in entries {
         let entry = entry.with_context(|| format!("cannot read {}", from.display()))?;

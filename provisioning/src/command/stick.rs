@@ -19,10 +19,11 @@ use clap::{Args, Subcommand};
 use http::Method;
 use sallyport_core::{
     admin::{Approval, Consent, RosterImported, Status, path},
+    backup::BackupId,
     bundle::{Header, unverified_header},
     card::Card,
     digest::Sha256,
-    limits::{CARD_BYTES_MAX, ROSTER_BYTES_MAX, STICK_BYTES_MAX},
+    limits::{BACKUP_PART_BYTES_MAX, CARD_BYTES_MAX, ROSTER_BYTES_MAX, STICK_BYTES_MAX},
     roster::signed::RosterFile,
 };
 use serde::Serialize;
@@ -38,7 +39,8 @@ use crate::{
     output::{self, Output},
     stick::{
         apply::{self, ApplyArgs},
-        read,
+        backup, read,
+        restore::{self, FinishArgs},
         run::{self, RunArgs},
         state::StateFile,
         write,
@@ -77,6 +79,39 @@ pub(crate) enum Command {
         #[arg(long, value_name = "BYTES", default_value_t = STICK_BYTES_MAX)]
         bytes_max: u64,
     },
+    /// The box's end of the pipe through which a backup gets onto a stick.
+    #[command(hide = true)]
+    SendBackup {
+        /// The newest on the stick.
+        #[arg(long, value_name = "ID")]
+        since: Option<BackupId>,
+        /// Where to tell the console how it goes.
+        #[arg(long, value_name = "FILE")]
+        state: Option<PathBuf>,
+    },
+    /// The stick's end of that pipe.
+    #[command(hide = true)]
+    TakeBackup {
+        /// The stick: a device, or an image of one.
+        #[arg(long, value_name = "DEVICE")]
+        device: PathBuf,
+        /// Bytes of a file at most; what is larger comes in parts.
+        #[arg(long, value_name = "BYTES", default_value_t = BACKUP_PART_BYTES_MAX)]
+        part_bytes: u64,
+    },
+    /// Gate 1 for a machine that is restored: copy the backups that its grant opens into quarantine.
+    #[command(hide = true)]
+    CopyBackups {
+        /// The stick: a device, or an image of one.
+        #[arg(long, value_name = "DEVICE")]
+        device: PathBuf,
+        /// The quarantine, a folder.
+        #[arg(long, value_name = "FOLDER")]
+        quarantine: PathBuf,
+    },
+    /// Put what such backups hold into place.
+    #[command(hide = true)]
+    Restore(FinishArgs),
     /// List what is on a stick.
     List {
         /// Where the stick is mounted.
@@ -124,6 +159,10 @@ impl Command {
             }
             Self::Write(args) => put_all(&args, out),
             Self::Apply(args) => apply::apply(&args, the_box, out),
+            Self::SendBackup { since, state } => backup::send(since, state, the_box, out),
+            Self::TakeBackup { device, part_bytes } => backup::take(&device, part_bytes, out),
+            Self::CopyBackups { device, quarantine } => restore::copy(&device, &quarantine, out),
+            Self::Restore(args) => restore::finish(&args, the_box.socket(), out),
             Self::Forget { state } => StateFile::new(Some(state)).forget(),
             Self::Run(args) => run::run(&args, the_box, out),
             Self::Read { device, quarantine, bytes_max } => {

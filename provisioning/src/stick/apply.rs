@@ -10,6 +10,7 @@ mod cards;
 mod confirm;
 mod orders;
 mod provisioning;
+mod restoring;
 mod rosters;
 
 use std::{
@@ -80,7 +81,9 @@ pub(crate) struct SomethingRefused(String);
 /// Does what the quarantine asks for. The result lies in its folder `out` afterwards, whatever came of it.
 pub(crate) fn apply(args: &ApplyArgs, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
     let state = StateFile::new(args.state.clone());
-    confine(args, out)?;
+    let mut folders = vec![args.quarantine.clone(), args.settings.folder().to_owned()];
+    folders.extend(args.state.as_deref().and_then(Path::parent).map(Path::to_owned));
+    confine(&folders, out)?;
     let inventory = Inventory::read(&args.quarantine)?;
     let settings = args.settings.settings(the_box.socket());
     let mut report = Report::default();
@@ -111,14 +114,12 @@ pub(crate) fn apply(args: &ApplyArgs, the_box: &TheBox, out: &Output) -> anyhow:
     Ok(())
 }
 
-/// Leaves this process the right to write into the settings, the quarantine and the state, and no way into a network.
-fn confine(args: &ApplyArgs, out: &Output) -> anyhow::Result<()> {
-    let mut folders = vec![args.quarantine.clone(), args.settings.folder().to_owned()];
-    folders.extend(args.state.as_deref().and_then(Path::parent).map(Path::to_owned));
-    for folder in &folders {
+/// Leaves this process the right to write into these folders, and no way into a network.
+pub(super) fn confine(folders: &[PathBuf], out: &Output) -> anyhow::Result<()> {
+    for folder in folders {
         ensure!(folder.is_dir(), "{} is not a folder", folder.display());
     }
-    let files = Files { reading_too: false, folders: &folders, devices: None };
+    let files = Files { reading_too: false, folders, devices: None };
     let enforced = sandbox::settle().and_then(|()| sandbox::confine_files(&files));
     if enforced.context("cannot enter the sandbox")? == Enforced::NotAtAll {
         out.note("WARNING: this kernel has no landlock; this program could write to other files.")?;
@@ -141,6 +142,9 @@ impl Gate<'_> {
         if let Some(record) = self.settings.settle()? {
             return Ok(Some(record));
         }
+        if self.restores(report) {
+            return Ok(None);
+        }
         match self.provision() {
             Ok(record) => {
                 let document = record.document();
@@ -162,7 +166,8 @@ impl Gate<'_> {
     /// Everything that a provisioned box does.
     fn serve(&self, record: &Provisioned, report: &mut Report) {
         let wants_box = self.inventory.files.iter().any(|file| {
-            !matches!(file.folder, Folder::Provision | Folder::Update) && file.kind != "approval"
+            !matches!(file.folder, Folder::Provision | Folder::Update | Folder::Backup)
+                && file.kind != "approval"
         });
         if wants_box {
             match self.wait_for_box() {

@@ -1,9 +1,13 @@
 //! Gate 1, inwards: copies what is known from a medium into the quarantine.
 
-use std::{fs, io::Write as _, path::Path};
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
-use sallyport_core::limits::{STICK_FILES_MAX, STICK_LEFT_SHOWN_MAX};
+use sallyport_core::limits::{BACKUP_HEAD_BYTES_MAX, STICK_FILES_MAX, STICK_LEFT_SHOWN_MAX};
 use sallyport_hsm::sandbox::{self, Calls, Enforced, Files};
 use sallyport_volume::{Entry, Error, Volume};
 
@@ -13,7 +17,7 @@ use super::{
     inventory::{self, Brought, Inventory, Left},
     kind_of, shown,
 };
-use crate::{files, output::Output};
+use crate::{files, output::Output, parts};
 
 /// Reads a medium into the quarantine, which is emptied first. Files of more than `bytes_max` bytes together do not fit.
 ///
@@ -27,7 +31,7 @@ pub(crate) fn read(
     sandbox::close_inherited().context("cannot see which files are open")?;
     let device = Device::open(device, false)?;
     inventory::prepare(quarantine)?;
-    confine(quarantine, out)?;
+    confine(&[quarantine.to_owned()], out)?;
     inventory::empty(quarantine)?;
     let volume = Volume::find(device, TOP)?;
     let mut gate = Gate {
@@ -50,10 +54,9 @@ pub(crate) fn read(
     out.note(&format!("{} files are in quarantine, {left_count} were left alone.", files.len()))
 }
 
-/// Leaves this process nothing but the files that are open, the quarantine, and the calls that copying takes.
-pub(super) fn confine(quarantine: &Path, out: &Output) -> anyhow::Result<()> {
-    let folders = [quarantine.to_owned()];
-    let files = Files { reading_too: true, folders: &folders, devices: None };
+/// Leaves this process nothing but the files that are open, these folders, and the calls that copying takes.
+pub(super) fn confine(folders: &[PathBuf], out: &Output) -> anyhow::Result<()> {
+    let files = Files { reading_too: true, folders, devices: None };
     let confined = sandbox::settle().and_then(|()| sandbox::confine_files(&files));
     let enforced = confined.context("cannot enter the sandbox")?;
     if enforced == Enforced::NotAtAll {
@@ -105,6 +108,9 @@ impl Gate<'_> {
         inventory::make_folder(&target).context("cannot make a folder in the quarantine")?;
         for entry in entries {
             let name = format!("{folder}/{}", shown(&entry.name));
+            if folder == Folder::Backup && parts::is_further(&entry.name) {
+                continue;
+            }
             match self.judge(folder, &entry) {
                 Ok(kind) => self.copy(folder, kind, &entry)?,
                 Err(why) => self.leave(&name, why)?,
@@ -126,7 +132,7 @@ impl Gate<'_> {
         if entry.bytes > bytes_max {
             return Err("it is larger than such a file may be");
         }
-        if entry.bytes > self.bytes_left {
+        if copied_bytes(folder, &entry) > self.bytes_left {
             return Err("there is no room for it: bring fewer files at a time");
         }
         Ok(kind)
@@ -139,7 +145,7 @@ impl Gate<'_> {
         let path = brought.path(self.quarantine);
         let mut file = files::create_secret(&path)?;
         let mut unwritten = None;
-        let copied = self.volume.read(entry, &mut |piece| {
+        let copied = self.volume.read_first(entry, copied_bytes(folder, entry), &mut |piece| {
             file.write_all(piece).map_err(|error| {
                 let kind = error.kind();
                 unwritten = Some(error);
@@ -152,7 +158,7 @@ impl Gate<'_> {
         match copied {
             Ok(()) => {
                 file.sync_all().context("cannot write to the quarantine")?;
-                self.bytes_left -= entry.bytes;
+                self.bytes_left -= copied_bytes(folder, entry);
                 self.out.note(&format!("{}: {} bytes", brought.shown(), brought.bytes))?;
                 self.inventory.files.push(brought);
                 Ok(())
@@ -173,6 +179,12 @@ impl Gate<'_> {
         }
         Ok(())
     }
+}
+
+/// How much of a file is copied: of backups, which may be as large as the stick, what tells which one it is.
+fn copied_bytes(folder: Folder, entry: &Entry) -> u64 {
+    let most = if folder == Folder::Backup { BACKUP_HEAD_BYTES_MAX as u64 } else { u64::MAX };
+    entry.bytes.min(most)
 }
 
 fn is_folder(entry: &Entry, name: &str) -> bool {

@@ -23,11 +23,12 @@ use serde::{Deserialize as _, Serialize};
 
 use crate::files;
 
-const RECORD: &str = "provision.cbor";
+/// The record of the provisioning.
+pub(crate) const RECORD: &str = "provision.cbor";
 /// The configuration of the server.
 const SERVER: &str = "sallyport.toml";
 /// The network of the machine.
-const NETWORK: &str = "network.toml";
+pub(crate) const NETWORK: &str = "network.toml";
 
 /// The folder of the settings.
 pub(crate) struct Settings {

@@ -3,12 +3,13 @@
 //! The file is a notice ([`crate::notice`]).
 
 use std::{
-    fs,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{OUT, RESULT};
 use crate::{
@@ -21,7 +22,7 @@ use crate::{
 const UPDATE: &str = "update-wanted";
 
 /// Where a stick stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Phase {
     /// Gate 1 reads it.
@@ -151,14 +152,25 @@ impl Report {
         &self.lines
     }
 
+    /// One more line for the result in the quarantine, of what was done after the gate had closed.
+    pub(crate) fn append(quarantine: &Path, line: &str) -> anyhow::Result<()> {
+        let path = quarantine.join(OUT).join(RESULT);
+        let append = || -> io::Result<()> {
+            let mut file = OpenOptions::new().append(true).open(&path)?;
+            writeln!(file, "- {line}")?;
+            file.sync_all()
+        };
+        append().with_context(|| format!("cannot write {}", path.display()))
+    }
+
     /// Writes the result for people into the quarantine, from where it goes onto the stick if that is marked for it.
     pub(crate) fn write(&self, quarantine: &Path, enclave: Option<&str>) -> anyhow::Result<()> {
         let enclave = enclave.unwrap_or("a box that is not provisioned");
         let time = output::time(terminal::now());
         let lines: String = self.lines.iter().map(|line| format!("- {line}\n")).collect();
         let text = format!(
-            "What {enclave} did with this stick on {time}\n\n{lines}\n\
-             The console of the box says when the stick can be pulled out.\n"
+            "What {enclave} did with this stick on {time}\n\
+             The console of the box says when the stick can be pulled out.\n\n{lines}"
         );
         files::write_new(&quarantine.join(OUT).join(RESULT), text.as_bytes())
     }

@@ -34,7 +34,7 @@ struct Outgoing {
 pub(crate) fn write(device: &Path, quarantine: &Path, out: &Output) -> anyhow::Result<()> {
     sandbox::close_inherited().context("cannot see which files are open")?;
     let device = Device::open(device, true)?;
-    read::confine(quarantine, out)?;
+    read::confine(&[quarantine.to_owned()], out)?;
     let mut outgoing = outgoing(&quarantine.join(OUT))?;
     if outgoing.is_empty() {
         return out.note("There is nothing to write.");
@@ -135,7 +135,8 @@ fn unused_result(volume: &mut Volume<Device>) -> anyhow::Result<String> {
     bail!("the stick has too many results: remove the folder {TOP}/{RESULTS}")
 }
 
-fn find(volume: &mut Volume<Device>, path: &[&str]) -> anyhow::Result<Option<Entry>> {
+/// A file or folder by the names that lead to it.
+pub(super) fn find(volume: &mut Volume<Device>, path: &[&str]) -> anyhow::Result<Option<Entry>> {
     let mut at = None;
     for part in path {
         let entries = volume.list(at.as_ref())?;

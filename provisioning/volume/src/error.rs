@@ -30,6 +30,9 @@ pub enum Error {
     /// Somebody changed the source while it was copied.
     #[error("the file changed its size while it was copied")]
     Source,
+    /// What comes without a known end was broken off.
+    #[error("what was to be written broke off")]
+    BrokenOff(#[source] std::io::Error),
 }
 
 /// What is wrong with a medium.

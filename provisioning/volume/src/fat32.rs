@@ -4,7 +4,7 @@ mod folder;
 mod writer;
 
 use folder::entries;
-pub use writer::Writer;
+pub use writer::{Laid, Writer};
 
 use crate::{
     Damage, Disk, Entry, Window,

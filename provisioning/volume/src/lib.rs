@@ -33,7 +33,7 @@ use error::Result;
 pub use error::{Damage, Error};
 use exfat::ExFat;
 use fat32::Fat32;
-pub use fat32::Writer;
+pub use fat32::{Laid, Writer};
 use heap::Chain;
 use raw::Raw;
 
@@ -157,14 +157,29 @@ impl<D: Disk> Volume<D> {
         file: &Entry,
         each: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<()> {
+        self.read_first(file, u64::MAX, each)
+    }
+
+    /// As [`Volume::read`], but no more than the first so many bytes.
+    ///
+    /// # Errors
+    /// As [`Volume::read`], as far as was read.
+    pub fn read_first(
+        &mut self,
+        file: &Entry,
+        most: u64,
+        each: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<()> {
         match (&self.system, &file.place) {
             (System::Fat32(fat), Place::Clusters(chain)) => {
-                fat.heap.read(&mut self.disk, chain, file.bytes, each)
+                fat.heap.read(&mut self.disk, chain, file.bytes, most, each)
             }
             (System::ExFat(exfat), Place::Clusters(chain)) => {
-                exfat.heap.read(&mut self.disk, chain, file.bytes, each)
+                exfat.heap.read(&mut self.disk, chain, file.bytes, most, each)
             }
-            (System::Raw(raw), Place::Raw { folder: false }) => raw.read(&mut self.disk, each),
+            (System::Raw(raw), Place::Raw { folder: false }) => {
+                raw.read(&mut self.disk, most, each)
+            }
             _ => Err(Error::Damaged(Damage::NotAFile)),
         }
     }

@@ -70,9 +70,10 @@ impl Raw {
     pub(crate) fn read<D: Disk>(
         &self,
         disk: &mut Window<D>,
+        most: u64,
         each: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<()> {
-        let (mut at, end) = (START, START + self.bytes);
+        let (mut at, end) = (START, START + self.bytes.min(most));
         let mut buffer = vec![0; PIECE_BYTES];
         while at < end {
             let wanted = usize::try_from(end - at).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);

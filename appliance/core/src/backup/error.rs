@@ -109,6 +109,14 @@ pub enum Error {
         /// How many.
         missing: u64,
     },
+    /// Bytes that are no grant.
+    #[error("the grant of the restore is damaged: have the recovery officer's desk make it again")]
+    Grant,
+    /// It is for another machine, or for an earlier request of this one.
+    #[error(
+        "the grant is for another request: bring this machine's newest request to the recovery officer's desk"
+    )]
+    OtherRequest,
     /// It cannot be read.
     #[error("the backup cannot be read")]
     Read(#[source] io::Error),

@@ -41,6 +41,9 @@ pub struct Order {
     /// The journal of the machine.
     #[serde(default)]
     pub journal: bool,
+    /// A backup of the box, encrypted to the recovery officers.
+    #[serde(default)]
+    pub backup: bool,
     /// The last day of an order for something that tells of people.
     #[serde(default)]
     pub until: Option<Date>,
@@ -68,10 +71,10 @@ impl Order {
         Ok((order, sha256))
     }
 
-    /// Whether it asks for what an officer must approve: codes, with which accounts are taken over, and logs.
+    /// Whether it asks for what an officer must approve: codes, with which accounts are taken over, logs, and backups.
     #[must_use]
     pub fn tells_of_people(&self) -> bool {
-        self.codes || self.audit || self.journal
+        self.codes || self.audit || self.journal || self.backup
     }
 
     /// Whether its day has not passed, and is not so far away that the order might be forgotten before.
@@ -96,7 +99,7 @@ mod tests {
         let head = "enclave = 'alpha.example'\n";
         let order = parse(&format!("{head}export = ['bravo.example']\ncard = true")).unwrap();
         assert!(!order.tells_of_people() && order.is_timely(Millis(0)));
-        for what in ["codes", "audit", "journal"] {
+        for what in ["codes", "audit", "journal", "backup"] {
             let error = parse(&format!("{head}{what} = true")).unwrap_err();
             assert!(error.contains("until: write the last day"), "{error}");
             let order = parse(&format!("{head}{what} = true\nuntil = '2026-11-22'")).unwrap();

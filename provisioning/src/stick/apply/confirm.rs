@@ -23,30 +23,40 @@ impl Gate<'_> {
         if document.unattended {
             return Ok(Trust::Unattended);
         }
-        let code = Code::of(&sha256);
+        let shown = Shown::of(document, sha256, approvers).pairs();
+        let lines = shown.lines().map(str::to_owned).collect();
+        self.confirm_code(Code::of(&sha256), "document", lines)?;
+        Ok(Trust::Console)
+    }
+
+    /// Whether whoever stands at the console has the code of this thing; `lines` say what it is.
+    pub(super) fn confirm_code(
+        &self,
+        code: Code,
+        thing: &str,
+        mut lines: Vec<String>,
+    ) -> anyhow::Result<()> {
         if let Some(typed) = &self.args.confirm {
             if code.is(typed) {
-                return Ok(Trust::Console);
+                return Ok(());
             }
-            bail!("the code is that of another document: somebody may have swapped the stick");
+            bail!("the code is that of another {thing}: somebody may have swapped the stick");
         }
         if !self.args.ask {
             bail!(
-                "nobody can type the code of the document here: use the console of the box, or say `unattended = true` in the document"
+                "nobody can type the code of the {thing} here: use the console of the box, or for a document say `unattended = true` in it"
             );
         }
-        let shown = Shown::of(document, sha256, approvers).pairs();
-        let mut lines: Vec<String> = shown.lines().map(str::to_owned).collect();
         let question = "Type the code that the officers brought on paper, or nothing to refuse:";
         for _ in 0..ATTEMPTS {
             let typed = self.state.ask(&lines, question)?;
             if code.is(&typed) {
-                return Ok(Trust::Console);
+                return Ok(());
             }
             if typed.trim().is_empty() {
                 bail!("it was refused at the console");
             }
-            lines.push("That was not the code of this document.".to_owned());
+            lines.push(format!("That was not the code of this {thing}."));
         }
         bail!("the code was wrong {ATTEMPTS} times: somebody may have swapped the stick")
     }

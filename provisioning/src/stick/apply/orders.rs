@@ -1,6 +1,7 @@
 //! Orders for what goes onto the stick.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -12,9 +13,10 @@ use sallyport_core::{
         Approval, CertificateStatus, CodesRequest, Consent, IssuedCode, Keys, PeerBundles, Status,
         path, verify,
     },
+    backup::{BackupId, Link},
     digest::Sha256,
     incarnation::Incarnation,
-    limits::{STICK_JOURNAL_BYTES_MAX, STICK_ORDER_BYTES_MAX},
+    limits::{BACKUP_CHAIN_MAX, STICK_JOURNAL_BYTES_MAX, STICK_ORDER_BYTES_MAX},
     provision::{Order, Provisioned},
 };
 
@@ -22,7 +24,7 @@ use super::{Gate, approvals::Lying, rosters::write_codes};
 use crate::{
     command::{audit, stick},
     files,
-    stick::{Folder, inventory::Brought, state::Report},
+    stick::{Folder, backup::Wish, inventory::Brought, state::Report},
 };
 
 /// The certificate of the enclave CA, in the folder `OUT`.
@@ -169,7 +171,28 @@ impl Gate<'_> {
         if order.journal {
             lines.extend(self.journal()?);
         }
+        if order.backup {
+            lines.push(self.backup(status)?);
+        }
         Ok(lines)
+    }
+
+    /// Notes that a backup is to be made, once this gate is closed. It follows the newest on the stick that has there all that it follows itself.
+    fn backup(&self, status: &Status) -> anyhow::Result<String> {
+        self.outgoing(Folder::Backup)?;
+        let keys: Keys = self.the_box.ask(path::KEYS)?;
+        let incarnation: Incarnation = keys.incarnation.parse()?;
+        let mut links: Vec<Link> = self.backups().into_iter().map(|(_, link)| link).collect();
+        links.retain(|link| {
+            link.header.enclave == status.server_name && link.header.incarnation == incarnation
+        });
+        let since = newest_complete(&links);
+        Wish { since }.write(&self.args.quarantine)?;
+        Ok(match since {
+            Some(_) => "A backup of what is new since the newest on the stick is made now.",
+            None => "A full backup is made now: the stick has none that it could follow.",
+        }
+        .to_owned())
     }
 
     /// The journal as it lies on the disk, the newest files first, as many as there is room for.
@@ -218,6 +241,23 @@ impl Gate<'_> {
         file.flush().and_then(|()| file.sync_all()).context("cannot write to the quarantine")?;
         Ok(vec![format!("OUT/{name}")])
     }
+}
+
+/// The newest backup that another can follow: those that it follows itself are there, back to a full one.
+fn newest_complete(links: &[Link]) -> Option<BackupId> {
+    let by_id: BTreeMap<_, _> = links.iter().map(|link| (link.id, link)).collect();
+    let complete = |link: &&Link| {
+        let mut at = *link;
+        // One more must fit into what a restore takes.
+        for _ in 1..BACKUP_CHAIN_MAX {
+            let Some(before) = at.header.follows else { return true };
+            let Some(before) = by_id.get(&before) else { return false };
+            at = before;
+        }
+        false
+    };
+    let newest = links.iter().filter(complete).max_by_key(|link| link.header.number);
+    newest.map(|link| link.id)
 }
 
 /// All files of the journal, with when they were changed and their sizes.

@@ -31,6 +31,24 @@ const LAST: u32 = MASK;
 /// Short names that are tried for a long one.
 const SHORT_NAMES_TRIED: u32 = 10_000;
 
+/// Bytes of content without a known end that are put onto the medium before they are chained: a multiple of every size of clusters.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// Content that is on the medium, and that nothing names yet.
+#[derive(Debug)]
+pub struct Laid {
+    clusters: Vec<u32>,
+    bytes: u32,
+}
+
+impl Laid {
+    /// Its size in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.into()
+    }
+}
+
 /// Writes to a volume of FAT32.
 pub struct Writer<D> {
     disk: Window<D>,
@@ -64,20 +82,42 @@ impl<D: DiskMut> Writer<D> {
         source: &mut dyn Read,
     ) -> Result<()> {
         let size = u32::try_from(bytes).map_err(|_| Error::TooLarge)?;
-        if !path.iter().all(|part| good(part)) || !good(name) {
-            return Err(Error::Name);
-        }
-        let mut folder = Chain::Linked(self.fat.root);
-        for part in path {
-            folder = self.folder(folder, part)?;
-        }
-        if self.fat.list(&mut self.disk, Some(folder.clone()))?.iter().any(|e| is(e, name)) {
-            return Err(Error::Exists);
-        }
+        let folder = self.place(path, name)?;
         let clusters = self.free(self.fat.heap.clusters_of(bytes))?;
         self.fill(&clusters, bytes, source)?;
         self.chain(&clusters)?;
         self.name(&folder, name, ARCHIVE, clusters.first().copied(), size)
+    }
+
+    /// Puts what a source gives until its end onto the medium, at most so many bytes of it; [`Writer::name_laid`] gives it a name.
+    ///
+    /// # Errors
+    /// [`Error::Full`], or [`Error::BrokenOff`] if the source fails: then its space is free again.
+    pub fn lay(&mut self, source: &mut dyn Read, bytes_max: u64) -> Result<Laid> {
+        let mut laid = Laid { clusters: Vec::new(), bytes: 0 };
+        if let Err(error) = self.lay_to_end(source, bytes_max.min(u32::MAX.into()), &mut laid) {
+            // A stick that is gone has lost some space; why it is gone is what counts.
+            let _lost = self.release(laid);
+            return Err(error);
+        }
+        Ok(laid)
+    }
+
+    /// Names what was laid. From here on it is a file like others.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] or [`Error::Name`].
+    pub fn name_laid(&mut self, path: &[&str], name: &str, laid: &Laid) -> Result<()> {
+        let folder = self.place(path, name)?;
+        self.name(&folder, name, ARCHIVE, laid.clusters.first().copied(), laid.bytes)
+    }
+
+    /// Gives the space of what was laid back.
+    ///
+    /// # Errors
+    /// When the device does not answer.
+    pub fn release(&mut self, laid: Laid) -> Result<()> {
+        self.set(&laid.clusters.into_iter().map(|cluster| (cluster, 0)).collect::<Vec<_>>())
     }
 
     /// Says that the count of free clusters is unknown, waits until everything is on the medium, and gives the device back.
@@ -94,6 +134,43 @@ impl<D: DiskMut> Writer<D> {
         }
         self.disk.flush()?;
         Ok(self.disk.into_inner())
+    }
+
+    /// The folder for a new file of this name; it is made, with those above it, if it is not there.
+    fn place(&mut self, path: &[&str], name: &str) -> Result<Chain> {
+        if !path.iter().all(|part| good(part)) || !good(name) {
+            return Err(Error::Name);
+        }
+        let mut folder = Chain::Linked(self.fat.root);
+        for part in path {
+            folder = self.folder(folder, part)?;
+        }
+        if self.fat.list(&mut self.disk, Some(folder.clone()))?.iter().any(|e| is(e, name)) {
+            return Err(Error::Exists);
+        }
+        Ok(folder)
+    }
+
+    fn lay_to_end(&mut self, source: &mut dyn Read, bytes_max: u64, laid: &mut Laid) -> Result<()> {
+        let mut buffer = vec![0; BATCH_BYTES];
+        loop {
+            let room = usize::try_from(bytes_max - laid.bytes()).unwrap_or(BATCH_BYTES);
+            let batch = buffer.get_mut(..room.min(BATCH_BYTES)).unwrap_or_default();
+            let filled = fill(source, batch).map_err(Error::BrokenOff)?;
+            let content = batch.get(..filled).unwrap_or_default();
+            let clusters = self.free(self.fat.heap.clusters_of(filled as u64))?;
+            self.fill(&clusters, filled as u64, &mut &*content)?;
+            let last = laid.clusters.last().copied();
+            laid.clusters.extend(&clusters);
+            self.chain(&clusters)?;
+            if let (Some(last), Some(first)) = (last, clusters.first()) {
+                self.set(&[(last, *first)])?;
+            }
+            laid.bytes += u32::try_from(filled).map_err(|_| Error::TooLarge)?;
+            if filled < BATCH_BYTES || laid.bytes() == bytes_max {
+                return Ok(());
+            }
+        }
     }
 
     /// A folder in a folder; it is made if it is not there.
@@ -256,6 +333,20 @@ impl<D: DiskMut> Writer<D> {
         clusters.push(new);
         Ok(())
     }
+}
+
+/// Fills a buffer as far as the source goes.
+fn fill(source: &mut dyn Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match source.read(rest) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 fn is(entry: &Entry, name: &str) -> bool {

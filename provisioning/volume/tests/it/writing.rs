@@ -1,6 +1,9 @@
 //! What is written here is read by others, and their programs find nothing to complain about.
 
-use std::fs;
+use std::{
+    fs,
+    io::{self, Read},
+};
 
 use sallyport_volume::{Error, Volume, Writer};
 
@@ -109,6 +112,82 @@ fn what_cannot_be_written_leaves_nothing_that_can_be_seen() {
     let mut volume = Volume::find(bytes, "SALLYPORT").unwrap();
     let folder = entry(&mut volume, &OUT).unwrap();
     assert_eq!(volume.list(folder.as_ref()).unwrap(), []);
+}
+
+/// Fails after so many bytes.
+struct BreaksOff(usize);
+
+impl Read for BreaksOff {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let here = buffer.len().min(self.0);
+        self.0 -= here;
+        if here == 0 { Err(io::ErrorKind::TimedOut.into()) } else { Ok(here) }
+    }
+}
+
+#[test]
+fn what_has_no_known_end_is_seen_when_it_is_named() {
+    if !have("mkfs.vfat") || !have("mcopy") || !have("fsck.vfat") {
+        return;
+    }
+    let batch = 4 << 20;
+    for size in [0, 1, 513, batch - 1, batch, batch + 1, 2 * batch, 9_000_001] {
+        let image = Image::fat32(48, &["-s", "1"]);
+        image.mtools("mmd", &["::SALLYPORT"]);
+        let (content_of, mut writer) = (noise(size), writer(&image));
+        let mut source = content_of.as_slice();
+        // In parts of at most 8 MiB.
+        let mut parts = Vec::new();
+        loop {
+            let laid = writer.lay(&mut source, 2 * batch as u64).unwrap();
+            let is_last = laid.bytes() < 2 * batch as u64;
+            parts.push(laid);
+            if is_last {
+                break;
+            }
+        }
+        let mut volume = Volume::find(image.bytes(), "SALLYPORT").unwrap();
+        assert!(entry(&mut volume, &OUT).unwrap().is_none());
+        for (number, part) in parts.iter().enumerate().rev() {
+            writer.name_laid(&OUT, &format!("part-{}.backup", number + 1), part).unwrap();
+        }
+        let again = writer.name_laid(&OUT, "part-1.backup", &parts[0]);
+        assert!(matches!(again, Err(Error::Exists)), "{again:?}");
+        let bytes = writer.finish().unwrap();
+        image.set(&bytes);
+        let said = image.run("fsck.vfat", &["-n"]);
+        assert!(!said.contains("differ") && !said.contains("Orphaned"), "{said}");
+        let mut volume = Volume::find(bytes, "SALLYPORT").unwrap();
+        let mut found = Vec::new();
+        for number in 1..=parts.len() {
+            let name = format!("part-{number}.backup");
+            found.extend(content(&mut volume, &["SALLYPORT", "BUNDLES", &name]).unwrap());
+        }
+        assert!(found == content_of, "{size}");
+    }
+}
+
+#[test]
+fn what_breaks_off_gives_its_space_back() {
+    if !have("mkfs.vfat") || !have("mcopy") || !have("fsck.vfat") {
+        return;
+    }
+    let image = Image::fat32(34, &["-s", "1"]);
+    let before = image.bytes();
+    let mut writer = writer(&image);
+    let broken = writer.lay(&mut BreaksOff(9 << 20), 1 << 30);
+    assert!(matches!(broken, Err(Error::BrokenOff(_))), "{broken:?}");
+    let full = writer.lay(&mut io::repeat(7), 1 << 30);
+    assert!(matches!(full, Err(Error::Full)), "{full:?}");
+    // The whole stick has room for it afterwards.
+    let laid = writer.lay(&mut noise(30 << 20).as_slice(), 1 << 30).unwrap();
+    writer.release(laid).unwrap();
+    let bytes = writer.finish().unwrap();
+    image.set(&bytes);
+    let said = image.run("fsck.vfat", &["-n"]);
+    assert!(!said.contains("Orphaned") && !said.contains("Reclaim"), "{said}");
+    let tables = |bytes: &[u8]| bytes[32 * 512..][..256 * 1024].to_vec();
+    assert!(tables(&bytes) == tables(&before), "clusters are taken by nobody");
 }
 
 #[test]
