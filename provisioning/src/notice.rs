@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use crate::files;
 
 /// Bytes of a notice.
-const NOTICE_BYTES_MAX: usize = 64 * 1024;
+pub(crate) const NOTICE_BYTES_MAX: usize = 64 * 1024;
 /// Notices that are shown; further ones are left out.
 const NOTICES_MAX: usize = 16;
 /// Characters of one value of a notice.

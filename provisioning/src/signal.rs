@@ -9,7 +9,6 @@
 //! | is done, and something was refused, or it cannot be used | three times, low | Caps Lock |
 
 use std::{
-    fs,
     io::{self, Write},
     path::Path,
     thread::sleep,
@@ -18,12 +17,10 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::stick::state::Phase;
+use crate::{files, notice::NOTICE_BYTES_MAX, stick::state::Phase};
 
 /// The notice of a stick.
 const STICK: &str = "stick.json";
-/// Bytes of it.
-const NOTICE_BYTES_MAX: u64 = 64 * 1024;
 /// From one stroke of the bell to the next: shorter ones run into each other.
 const BETWEEN: Duration = Duration::from_millis(300);
 
@@ -53,8 +50,7 @@ impl Signal {
     /// For the stick that is plugged in; nothing at all without one.
     pub(crate) fn of(notices: &Path) -> Self {
         let path = notices.join(STICK);
-        let small = fs::metadata(&path).is_ok_and(|found| found.len() <= NOTICE_BYTES_MAX);
-        let notice = small.then(|| fs::read(&path).ok()).flatten();
+        let notice = files::read(&path, NOTICE_BYTES_MAX).ok();
         let notice = notice.and_then(|json| serde_json::from_slice(&json).ok());
         notice.map_or_else(Self::default, |Notice { phase, refused }| Self::new(phase, refused))
     }
@@ -93,6 +89,8 @@ impl Signal {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn given(notice: &str, is_linux_console: bool) -> String {

@@ -132,7 +132,7 @@ impl Gate<'_> {
         if entry.bytes > bytes_max {
             return Err("it is larger than such a file may be");
         }
-        if copied_bytes(folder, &entry) > self.bytes_left {
+        if copied_bytes(folder, entry) > self.bytes_left {
             return Err("there is no room for it: bring fewer files at a time");
         }
         Ok(kind)

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{OUT, RESULT};
 use crate::{
     files,
-    notice::{self, KEYBOARD, Question},
+    notice::{self, KEYBOARD, NOTICE_BYTES_MAX, Question},
     output, terminal,
 };
 
@@ -107,12 +107,37 @@ impl StateFile {
         fs::write(&mark, b"").with_context(|| format!("cannot write {}", mark.display()))
     }
 
-    /// Says nothing more of a stick that is gone.
+    /// Says nothing more of a stick that is gone; unless it went too early, which stays on the screen until the next one comes.
     pub(crate) fn forget(&self) -> anyhow::Result<()> {
         let Some(path) = &self.0 else { return Ok(()) };
         notice::withdraw(&path.with_file_name(KEYBOARD))?;
-        notice::withdraw(path)
+        let consequence = match phase(path) {
+            None | Some(Phase::Done) => return notice::withdraw(path),
+            Some(Phase::Failed) => return Ok(()),
+            Some(Phase::Reading | Phase::Confirm) => "Nothing of it was used.",
+            Some(Phase::Applying) => {
+                "Each thing on it was done as a whole or not at all; what was done is in the audit log."
+            }
+            Some(Phase::Writing) => "What was not on it to the end has no name there.",
+        };
+        let again = "Plug it in again: what is done already is left alone.".to_owned();
+        let lines = [consequence.to_owned(), again];
+        let title = "The stick was pulled out too early";
+        let (phase, ask) = (Phase::Failed, None);
+        let notice =
+            Notice { title, phase, safe_to_remove: true, refused: true, lines: &lines, ask };
+        publish(path, &notice)
     }
+}
+
+/// What the notice says now, if it is one.
+fn phase(path: &Path) -> Option<Phase> {
+    #[derive(Deserialize)]
+    struct Told {
+        phase: Phase,
+    }
+    let json = files::read(path, NOTICE_BYTES_MAX).ok()?;
+    serde_json::from_slice(&json).ok().map(|Told { phase }| phase)
 }
 
 fn publish(path: &Path, notice: &Notice<'_>) -> anyhow::Result<()> {
@@ -173,5 +198,33 @@ impl Report {
              The console of the box says when the stick can be pulled out.\n\n{lines}"
         );
         files::write_new(&quarantine.join(OUT).join(RESULT), text.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stick_that_went_too_early_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stick.json");
+        let state = StateFile::new(Some(path.clone()));
+        for (at, stays) in [
+            (Phase::Reading, Some("Nothing of it was used.")),
+            (Phase::Confirm, Some("Nothing of it was used.")),
+            (Phase::Applying, Some("as a whole or not at all")),
+            (Phase::Writing, Some("has no name there")),
+            (Phase::Failed, Some("why it failed")),
+            (Phase::Done, None),
+        ] {
+            state.tell(at, false, false, &["why it failed".to_owned()]).unwrap();
+            state.forget().unwrap();
+            let text = fs::read_to_string(&path).ok();
+            assert_eq!(text.is_some(), stays.is_some(), "{at:?}");
+            assert!(text.unwrap_or_default().contains(stays.unwrap_or_default()), "{at:?}");
+            assert_eq!(phase(&path), stays.map(|_| Phase::Failed));
+        }
+        state.forget().unwrap();
     }
 }
