@@ -33,6 +33,7 @@ use self::approvals::Lying;
 use super::{
     Folder, OUT,
     inventory::{self, Brought, Inventory},
+    restore,
     settings::Settings,
     state::{Phase, Report, StateFile},
 };
@@ -87,7 +88,9 @@ pub(crate) fn apply(args: &ApplyArgs, the_box: &TheBox, out: &Output) -> anyhow:
     let inventory = Inventory::read(&args.quarantine)?;
     let settings = args.settings.settings(the_box.socket());
     let mut report = Report::default();
-    state.tell(Phase::Applying, !inventory.takes_files(), false, &[])?;
+    // The backups that a grant opens are copied once it was judged.
+    let has_grant = inventory.of(Folder::Provision, "grant").next().is_some();
+    state.tell(Phase::Applying, !inventory.takes_files() && !has_grant, false, &[])?;
     let gate = Gate { args, the_box, inventory: &inventory, settings: &settings, state: &state };
     let record = gate.settle(&mut report)?;
     if let Some(record) = &record {
@@ -104,8 +107,11 @@ pub(crate) fn apply(args: &ApplyArgs, the_box: &TheBox, out: &Output) -> anyhow:
     let text: String = report.lines().iter().map(|line| format!("{line}\n")).collect();
     out.raw(&text)?;
     // One that is marked for it is written to next: nobody may pull it out now.
-    let (phase, safe) =
-        if inventory.takes_files() { (Phase::Writing, false) } else { (Phase::Done, true) };
+    let (phase, safe) = match inventory.takes_files() {
+        true => (Phase::Writing, false),
+        false if restore::is_wanted(&args.quarantine) => (Phase::Reading, false),
+        false => (Phase::Done, true),
+    };
     state.tell(phase, safe, report.has_refused(), report.lines())?;
     if report.has_refused() {
         let result = args.quarantine.join(OUT).join(super::RESULT);
