@@ -111,6 +111,10 @@ MEASURE = "usr/lib/measure/memory"
 JOURNAL = "systemd.journald.forward_to_console=1 systemd.journald.max_level_console=info"
 
 
+# When the release was made, in seconds; the box only shows it.
+BUILT = "1790000000"
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """An image that was built: the folder of its artefacts."""
@@ -132,7 +136,7 @@ class Variant:
     def update(self, desk: Desk, name: str, floor: str, signer: list[str]) -> Path:
         """Makes an update file of it at a desk, with these terms and this signer."""
         parts = {"root.erofs": "root", "root.verity": "verity", self.program.name: "uki", f"sallyport-{self.version}.roothash": "root-hash"}
-        order = ["update", "make", "--release", self.version, "--schema", self.schema, "--floor", floor, "--from", "0.1.0"]
+        order = ["update", "make", "--release", self.version, "--schema", self.schema, "--floor", floor, "--from", "0.1.0", "--built", BUILT]
         for artefact, option in parts.items():
             order += [f"--{option}", desk.lay(self.folder / artefact)]
         made = desk.folder / name
@@ -148,6 +152,7 @@ class Variants:
         self._folder = folder
         self._binaries = binaries
         self._keys = keys
+        self._built: dict[str, Variant] = {}
 
     def of(self, image: Path) -> Variant:
         """The image that is there, with its artefacts beside it."""
@@ -157,9 +162,8 @@ class Variants:
         """The same image with another version."""
         return self._build(f"version-{version}", version, [])
 
-    def broken(self, version: str, source: str, overlay: dict[str, str] | None = None) -> Variant:
+    def broken(self, name: str, version: str, source: str, overlay: dict[str, str] | None = None) -> Variant:
         """A version with another program in the place of the server, and these files over those of the root."""
-        name = f"broken-{version}"
         programs, files = self._empty(name)
         self._compile(programs / "sallyport", source)
         shutil.copy2(self._binaries / "sallyctl", programs / "sallyctl")
@@ -219,6 +223,8 @@ class Variants:
         self._tools().run(compiler, [Mount(program.parent, "programs", writable=True)])
 
     def _build(self, name: str, version: str, more: list[str], *, programs: Path | None = None, keys: Path | None = None) -> Variant:
+        if name in self._built:
+            return self._built[name]
         out = self._folder / name
         report.say(f"building the image {name}")
         where = ["--out", str(out), "--binaries", str(programs or self._binaries), "--keys", str(keys or self._keys)]

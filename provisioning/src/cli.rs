@@ -9,7 +9,7 @@ use crate::{
     client::{self, Box as TheBox},
     command::{
         approve, audit, backup, bundle, card, ceremony, certificate, clock, codes, console, hsm,
-        machine, peer, provision, restore, roster, status, stick, token, update,
+        machine, peer, power, provision, restore, roster, status, stick, token, update,
     },
     output::Output,
     terminal,
@@ -143,6 +143,9 @@ enum Command {
     /// Do what a unit of the image is for.
     #[command(hide = true, subcommand)]
     Machine(machine::Command),
+    /// Switch the machine off in order when somebody presses its power button.
+    #[command(hide = true)]
+    PowerButton(power::Command),
     /// Be the process that loads the PKCS#11 module of a token on this machine.
     #[command(hide = true)]
     TokenHelper {
@@ -182,6 +185,7 @@ impl Cli {
             Command::Clock(command) => command.run(&the_box, &out),
             Command::Console(command) => command.run(&the_box),
             Command::Machine(command) => command.run(),
+            Command::PowerButton(command) => command.run(),
             Command::TokenHelper { arguments } => {
                 sallyport_hsm::run_helper(arguments).context("the token's process ends")
             }

@@ -13,6 +13,7 @@ pub(crate) mod console;
 pub(crate) mod hsm;
 pub(crate) mod machine;
 pub(crate) mod peer;
+pub(crate) mod power;
 pub(crate) mod provision;
 pub(crate) mod recovery;
 pub(crate) mod restore;

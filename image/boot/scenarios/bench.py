@@ -103,6 +103,12 @@ def switch_off(boot: Boot) -> None:
     boot.wait_for_end(MOMENT_S)
 
 
+def press_power_button(boot: Boot) -> None:
+    """Presses the power button once, and waits until the machine is off."""
+    boot.command("system_powerdown")
+    boot.wait_for_end(MOMENT_S)
+
+
 def times(boot: Boot, what: str, at: float) -> None:
     """Tells how long firmware, kernel and the rest took."""
     kernel = boot.time_of(KERNEL_STARTS)

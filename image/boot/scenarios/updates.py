@@ -15,7 +15,7 @@ from ..desk import Desk
 from ..machine import Boot, BootError, Hardware, Machine
 from ..matrix import Person
 from ..variants import CRASHES, HANGS, Variant
-from .bench import BOOT_S, MOMENT_S, Bench, switch_off, times
+from .bench import BOOT_S, MOMENT_S, Bench, press_power_button, switch_off, times
 
 NEW = "0.2.0"
 # Writing a slot, reading it back and the kernel, under emulation.
@@ -59,8 +59,19 @@ class Inhabited:
         self.said.append(text)
 
 
+# By the folder of the machines of a run.
+ORIGINALS: dict[Path, Inhabited] = {}
+
+
 def inhabited(bench: Bench, name: str) -> Inhabited:
-    """A provisioned box on which somebody has an account and has said something; switched off."""
+    """A provisioned box on which somebody has an account and has said something; switched off. It is made once in a run, and copied for each who asks."""
+    made = ORIGINALS.get(bench.folder)
+    if made is None:
+        made = ORIGINALS[bench.folder] = _inhabit(bench, "inhabited")
+    return made.copy(bench, name)
+
+
+def _inhabit(bench: Bench, name: str) -> Inhabited:
     machine = bench.box(name)
     desk = bench.desk(machine)
     with machine.boot() as boot:
@@ -68,7 +79,7 @@ def inhabited(bench: Bench, name: str) -> Inhabited:
         result = visit(bench, boot, {"SALLYPORT/ROSTER/1.snr": desk.roster(1, ["alice"])}, "roster 1 is imported")
         codes = json.loads(sticks.read(bench.tools, result, "SALLYPORT/OUT/codes-1.json"))
         person = Person(boot, "alice")
-        person.register(codes[0]["code"])
+        person.activate(codes[0]["code"])
         box = Inhabited(machine, desk, person, person.create_room(), [])
         for number in range(3):
             box.say(f"number {number}")
@@ -97,7 +108,7 @@ def install(bench: Bench, box: Inhabited, update: Path) -> None:
         visit(bench, boot, {f"SALLYPORT/UPDATE/{update.name}": update}, "is genuine; it is written to the slot that does not run")
         boot.wait_for("is written and is tried at the next start", WRITING_S)
         report.say(f"{update.name} written {boot.elapsed():.0f} s after power on")
-        switch_off(boot)
+        press_power_button(boot)
 
 
 def signed(bench: Bench, box: Inhabited, variant: Variant, floor: str) -> Path:
@@ -164,15 +175,14 @@ def refused(bench: Bench, box: Inhabited) -> None:
 
 def fall_back(bench: Bench) -> None:
     """A new version that crashes, one that hangs, one whose slot rots: each is started three times, then the old one is back with its database."""
-    original = inhabited(bench, "fall-back")
-    crashing(bench, original.copy(bench, "fall-back-crash"))
-    hanging(bench, original.copy(bench, "fall-back-hang"))
-    corrupted(bench, original.copy(bench, "fall-back-corrupt"))
+    crashing(bench, inhabited(bench, "fall-back-crash"))
+    hanging(bench, inhabited(bench, "fall-back-hang"))
+    corrupted(bench, inhabited(bench, "fall-back-corrupt"))
 
 
 def crashing(bench: Bench, box: Inhabited) -> None:
     """A new version that changes the database and then ends at once."""
-    install(bench, box, signed(bench, box, bench.variants.broken(NEW, CRASHES), NEW))
+    install(bench, box, signed(bench, box, bench.variants.broken("crashing", NEW, CRASHES), NEW))
     tries(bench, box, "This start is a trial of a new version")
     old_again(bench, box, "the database was taken back to what it was before")
 
@@ -180,7 +190,7 @@ def crashing(bench: Bench, box: Inhabited) -> None:
 def hanging(bench: Bench, box: Inhabited) -> None:
     """A new version that never says that it is ready. The timer is shortened: what is shown is what it does, not how long it waits."""
     timer = {"usr/lib/systemd/system/sallyport-trial.timer.d/90-short.conf": "[Timer]\nOnBootSec=\nOnBootSec=90s\n"}
-    install(bench, box, signed(bench, box, bench.variants.broken(NEW, HANGS, timer), NEW))
+    install(bench, box, signed(bench, box, bench.variants.broken("hanging", NEW, HANGS, timer), NEW))
     tries(bench, box, "This start is a trial of a new version")
     old_again(bench, box)
 
