@@ -179,7 +179,7 @@ class Variants:
         overlay = {f"{UNITS}/{unit.name}": "" for unit in units}
         overlay[f"{UNITS}/answer.service"] = "[Unit]\nAfter=network.target\n[Service]\nExecStart=/usr/bin/sallyport\n"
         overlay[f"{UNITS}/multi-user.target.d/answer.conf"] = "[Unit]\nWants=answer.service\n"
-        return self.broken(version, ANSWERS, overlay)
+        return self.broken(f"bare-{version}", version, ANSWERS, overlay)
 
     def measured(self, version: str) -> Variant:
         """The image with a journal on the console, which has the times of all units, and a program that tells there how much memory is used."""
