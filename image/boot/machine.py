@@ -33,6 +33,7 @@ KERNEL_STARTS = re.compile(r"EFI stub: (UEFI Secure Boot|Loaded initrd|Measured 
 STARVED = "IO-APIC + timer doesn't work"
 STARVED_MAX = 5
 SCREEN_STARTS = "  SALLYPORT "
+VARIABLES = "/mnt/vm/variables.fd"
 POLL_S = 0.05
 HTTPS_POLL_S = 0.2
 HTTPS_TIMEOUT_S = 5.0
@@ -51,6 +52,7 @@ class Hardware:
     memory_mib: int = 1024
     processor: str = "EPYC"
     tpm: bool = True
+    uuid: str = "11111111-2222-4333-8444-555555555555"
     sticks: tuple[Path, ...] = ()
     # Where in the machine's folder every write to the disk is recorded, with the flushes between them.
     log: Path | None = None
@@ -74,7 +76,7 @@ class Machine:
             subprocess.run(["cp", "--sparse=always", image, self.disk], check=True)
             with self.disk.open("r+b") as file:
                 file.truncate(image.stat().st_size + (1 << 30))
-            self._enrol()
+            self.fresh_variables()
             self.fresh_tpm()
 
     @staticmethod
@@ -91,6 +93,18 @@ class Machine:
         setup = ["swtpm_setup", "--tpm2", "--tpmstate", "/mnt/vm/tpm", "--pcr-banks", "sha256", "--config", "/dev/null"]
         self._tool(setup)
 
+    def fresh_variables(self, *, secure_boot: bool = True) -> None:
+        """Gives the machine the variables of a firmware that this image's keys were enrolled in, or of one in setup mode, which starts everything."""
+        firmware = ["-i", f"{FIRMWARE}/OVMF_VARS_4M.fd", "-o", VARIABLES]
+        enrolled: list[str] = []
+        for name, option in zip(NAMES, ("--set-pk", "--add-kek", "--add-db"), strict=True):
+            enrolled += [option, str(OWNER), f"/mnt/keys/{name}.crt"]
+        self._tool(["virt-fw-vars", *firmware, *([*enrolled, "--secure-boot"] if secure_boot else [])], [Mount(self.keys, "keys")])
+
+    def change_variables(self, *changes: str) -> None:
+        """Changes what the firmware knows, by options of `virt-fw-vars`, which sees the keys as `/mnt/keys` and the machine's folder as `/mnt/vm`."""
+        self._tool(["virt-fw-vars", "--inplace", VARIABLES, *changes], [Mount(self.keys, "keys")])
+
     def boot(self, hardware: Hardware | None = None) -> Boot:
         """Switches the machine on."""
         return Boot(self, hardware or Hardware())
@@ -98,13 +112,6 @@ class Machine:
     def mounts(self) -> list[Mount]:
         """What its processes see."""
         return [Mount(self.folder, "vm", writable=True)]
-
-    def _enrol(self) -> None:
-        enrolled: list[str] = []
-        for name, option in zip(NAMES, ("--set-pk", "--add-kek", "--add-db"), strict=True):
-            enrolled += [option, str(OWNER), f"/mnt/keys/{name}.crt"]
-        firmware = ["-i", f"{FIRMWARE}/OVMF_VARS_4M.fd", "-o", "/mnt/vm/variables.fd"]
-        self._tool(["virt-fw-vars", *firmware, *enrolled, "--secure-boot"], [Mount(self.keys, "keys")])
 
     def _tool(self, command: Sequence[str], mounts: Sequence[Mount] = ()) -> None:
         order = self.tools.command(command, [*self.mounts(), *mounts])
@@ -287,10 +294,10 @@ class Boot:
         (self.machine.folder / "monitor").unlink(missing_ok=True)
         command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-machine", "q35,accel=tcg,smm=on", "-cpu", hardware.processor, "-smp", str(hardware.cores)]
-        command += ["-m", str(hardware.memory_mib), "-uuid", "11111111-2222-4333-8444-555555555555"]
+        command += ["-m", str(hardware.memory_mib), "-uuid", hardware.uuid]
         command += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
         command += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}/OVMF_CODE_4M.secboot.fd"]
-        command += ["-drive", "if=pflash,format=raw,unit=1,file=/mnt/vm/variables.fd"]
+        command += ["-drive", f"if=pflash,format=raw,unit=1,file={VARIABLES}"]
         command += self._disk()
         command += ["-device", "virtio-blk-pci,drive=disk,bootindex=1"]
         command += ["-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-:443"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import devices, powercut, refusals, speed, start, talk, updates
+from . import data, devices, powercut, refusals, speed, start, talk, updates
 from .bench import Bench
 
 ALL: dict[str, Callable[[Bench], None]] = {
@@ -16,6 +16,9 @@ ALL: dict[str, Callable[[Bench], None]] = {
     "keyboards": devices.keyboards,
     "talk": talk.talk,
     "two-boxes": talk.two_boxes,
+    "moved": data.moved,
+    "changed-keys": data.changed_keys,
+    "secure-boot-off": data.secure_boot_off,
     "unsigned": refusals.unsigned,
     "flipped": refusals.flipped,
     "update": updates.update,

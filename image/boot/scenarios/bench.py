@@ -17,6 +17,7 @@ from ..variants import Variants
 # A boot under emulation on a machine that does other things as well.
 BOOT_S = 300.0
 MOMENT_S = 60.0
+RECOVERY_FILE = "recovery.key"
 RECOVERY_KEY = re.compile(r"\b((?:[cbdefghijklnrtuv]{8}-){7}[cbdefghijklnrtuv]{8})\b")
 
 
@@ -78,6 +79,7 @@ class Bench:
             boot.wait_for(f"enclave +{re.escape(enclave)}", MOMENT_S)
             boot.pull_out("stick")
             switch_off(boot)
+        (machine.folder / RECOVERY_FILE).write_text(key, encoding="ascii")
         return key
 
 
@@ -89,6 +91,11 @@ def visit(boot: Boot, image: Path) -> None:
         raise BootError(f"the stick could not be used; see {boot.log}")
     boot.pull_out("stick")
     boot.wait_for_screen("network", "The stick", MOMENT_S)
+
+
+def recovery_key(machine: Machine) -> str:
+    """What somebody wrote down when the machine was provisioned."""
+    return (machine.folder / RECOVERY_FILE).read_text(encoding="ascii")
 
 
 def confirm(boot: Boot, key: str) -> None:
