@@ -95,7 +95,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         officer: Officer,
     },
-    /// Approve an order for activation codes or logs on a stick.
+    /// Approve an order for activation codes, logs or a backup on a stick.
     Order {
         /// The order.
         file: PathBuf,

@@ -153,6 +153,7 @@ impl Gate<'_> {
         }
         match self.provision() {
             Ok(record) => {
+                self.withdraw_request()?;
                 let document = record.document();
                 report.done(format!(
                     "This is the box of {} now, by document {} ({}).",

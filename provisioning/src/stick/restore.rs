@@ -5,7 +5,7 @@
 //! ([`copy`]), and when the gates are closed [`finish`] puts the content into place, from a service of its own: it never sees a stick.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::Write as _,
     path::{Path, PathBuf},
 };
@@ -16,8 +16,8 @@ use sallyport_core::{
     admin::{Approval, Consent},
     backup::{Contents, Grant},
     limits::{
-        ADMIN_AUTHORITY_BYTES_MAX, BACKUP_CHAIN_MAX, BACKUP_PARTS_MAX, RESTORE_GRANT_BYTES_MAX,
-        STICK_PROVISION_BYTES_MAX,
+        ADMIN_AUTHORITY_BYTES_MAX, BACKUP_CHAIN_MAX, BACKUP_FILE_BYTES_MAX, BACKUP_PARTS_MAX,
+        RESTORE_GRANT_BYTES_MAX, STICK_PROVISION_BYTES_MAX,
     },
     provision::{Document, Provisioned},
 };
@@ -90,6 +90,12 @@ pub(crate) fn ask(settings: &Path) -> anyhow::Result<Secret32> {
         .and_then(|()| files::sync_folder(settings))
         .context("cannot keep the key of the request")?;
     Ok(secret)
+}
+
+/// Waits for no grant any more: the machine became something else.
+pub(crate) fn withdraw(settings: &Path, state: Option<&Path>) -> anyhow::Result<()> {
+    notice::withdraw(&settings.join(KEY))?;
+    state.map_or(Ok(()), |folder| notice::withdraw(&folder.join(NOTICE)))
 }
 
 /// Whether a restore was begun and has not come to its end.
@@ -338,11 +344,8 @@ fn put_settings(restored: &Path, settings: &Path) -> anyhow::Result<()> {
         if FOLLOW.iter().any(|follows| name == *follows) || to.exists() {
             continue;
         }
-        let mut from = File::open(entry.path()).context("cannot read what was restored")?;
-        let mut file = files::create_secret(&to)?;
-        std::io::copy(&mut from, &mut file)
-            .and_then(|_| file.sync_all())
-            .context("cannot write the settings")?;
+        // The server reads them, as they were.
+        files::write_new(&to, &files::read(&entry.path(), BACKUP_FILE_BYTES_MAX)?)?;
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! A machine that is not provisioned and sees backups: it asks for a grant, or takes one.
 
-use std::io::{Read as _, Write as _};
+use std::{
+    io::{Read as _, Write as _},
+    path::Path,
+};
 
 use anyhow::{Context as _, bail, ensure};
 use sallyport_core::{
@@ -127,9 +130,17 @@ impl Gate<'_> {
         )])
     }
 
+    /// A machine that a document made a box waits for no grant.
+    pub(super) fn withdraw_request(&self) -> anyhow::Result<()> {
+        restore::withdraw(self.args.settings.folder(), self.notices())
+    }
+
     fn restore_console(&self) -> Console {
-        let folder = self.args.state.as_deref().and_then(std::path::Path::parent);
-        Console(folder.map(std::path::Path::to_owned))
+        Console(self.notices().map(Path::to_owned))
+    }
+
+    fn notices(&self) -> Option<&Path> {
+        self.args.state.as_deref().and_then(Path::parent)
     }
 }
 
