@@ -33,6 +33,10 @@ class Partition:
     size: int
 
 
+class NoTable(BootError):
+    """Neither copy of the partition table is whole."""
+
+
 def table(disk: Path) -> dict[str, Partition]:
     """The partitions by label, from the first copy of the table if it is whole, otherwise from the one at the end of the disk (UEFI, section 5.3)."""
     with disk.open("rb") as file:
@@ -49,7 +53,7 @@ def table(disk: Path) -> dict[str, Partition]:
             entries = file.read(count * size)
             if zlib.crc32(entries) == entries_crc:
                 return _partitions(entries, size)
-    raise BootError("neither copy of the partition table is whole")
+    raise NoTable("neither copy of the partition table is whole")
 
 
 def _partitions(entries: bytes, size: int) -> dict[str, Partition]:

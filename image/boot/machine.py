@@ -320,12 +320,12 @@ class Boot:
         if self._hardware.log is None:
             return ["-drive", "if=none,id=disk,format=raw,file=/mnt/vm/disk.raw,cache=writeback,discard=unmap"]
         log = _inside(self.machine.folder, self._hardware.log)
-        nodes = {
-            "disk": {"driver": "file", "filename": "/mnt/vm/disk.raw", "discard": "unmap", "node-name": "disk-file"},
-            "log": {"driver": "file", "filename": log, "node-name": "log-file"},
-            "recorder": {"driver": "blklogwrites", "file": "disk-file", "log": "log-file", "log-super-update-interval": 1, "node-name": "disk"},
-        }
-        return [word for node in nodes.values() for word in ("-blockdev", json.dumps(node))]
+        nodes: list[dict[str, object]] = [
+            {"driver": "file", "filename": "/mnt/vm/disk.raw", "discard": "unmap", "node-name": "disk-file"},
+            {"driver": "file", "filename": log, "node-name": "log-file"},
+            {"driver": "blklogwrites", "file": "disk-file", "log": "log-file", "log-super-update-interval": 1, "discard": "unmap", "node-name": "disk"},
+        ]
+        return [word for node in nodes for word in ("-blockdev", json.dumps(node))]
 
     def _switch_on(self) -> subprocess.Popen[bytes]:
         if self._hardware.tpm:

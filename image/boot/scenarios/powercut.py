@@ -18,6 +18,7 @@ from .updates import NEW, WRITING_S, Inhabited, inhabited, signed
 
 POINTS = 200
 BOOTS = 6
+NO_TABLE = "no partition table"
 
 
 def update(bench: Bench) -> None:
@@ -89,19 +90,26 @@ def first(bench: Bench) -> None:
     judged = judge.Judge(bench.tools, [bench.variants.of(bench.image)])
 
     def there_is(disk: Path) -> str:
-        judged.starts(disk)
+        try:
+            judged.starts(disk)
+        except judge.NoTable:
+            return NO_TABLE
         return judge.data_partition(disk)
 
     outcomes = _judge(recording, before, recording.points(POINTS, 11), there_is)
+    torn = {point.epoch for point in outcomes.pop(NO_TABLE, [])}
+    # What is not promised: systemd-repart writes both copies of the table between two flushes, once in the life of a disk that has nothing on it yet.
+    if len(torn) > 1:
+        raise BootError(f"the partition table is lost after several flushes: {sorted(torn)}")
 
     def start(machine: Machine, point: Point, data: str) -> None:
-        for number in range(2):
-            with machine.boot() as boot:
-                boot.wait_for("not set up yet", BOOT_S)
-                if point.epoch < recording.epoch_of(confirmed) and number == 0:
-                    confirm(boot, boot.wait_for(RECOVERY_KEY.pattern, MOMENT_S)[1])
-                times(boot, f"cut after flush {point.epoch}, data partition {data}: start {number + 1}", boot.elapsed())
-                switch_off(boot)
+        with machine.boot() as boot:
+            boot.wait_for("not set up yet", BOOT_S)
+            if point.epoch < recording.epoch_of(confirmed):
+                # It is shown when the data partition could be opened with the TPM.
+                confirm(boot, boot.wait_for(RECOVERY_KEY.pattern, MOMENT_S)[1])
+            times(boot, f"cut after flush {point.epoch}, data partition {data}: console", boot.elapsed())
+            switch_off(boot)
 
     _start(machine, recording, before, outcomes, start)
 
