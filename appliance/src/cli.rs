@@ -61,6 +61,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Be the process that looks for a blank token, or sets one up; a service manager starts it.
+    #[command(hide = true)]
+    TokenSetup {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 impl Cli {
@@ -87,6 +93,10 @@ impl Cli {
             Command::TokenHelper { arguments } => {
                 telemetry::log::install(LogLevel::Warn);
                 sallyport_hsm::run_helper(arguments).context("the token's process ends")
+            }
+            Command::TokenSetup { arguments } => {
+                telemetry::log::install(LogLevel::Warn);
+                sallyport_hsm::run_setup(arguments).context("nothing was asked for")
             }
             Command::Version { schema: true } => {
                 print(&format!("{}\n", sallyport_store::newest_schema()))

@@ -16,11 +16,11 @@ use std::{
 
 use sallyport_core::{
     cose::{KeyId, SignError},
+    custody::ModeChoice,
     sign::{Algorithm, Policy, PublicKey, Signature, SigningRequest, verify},
     time::Millis,
     working_key::{Unverified, VERSION, WorkingKey},
 };
-use serde::{Deserialize, Serialize};
 
 use crate::{
     Caps, Error, Health, KeyKind, KeyName, KeyRole, Mode, P256_POINT_BYTES, Pin, Secret32, Token,
@@ -32,19 +32,6 @@ mod file;
 mod tests;
 
 use file::{Entry, WorkingKeys};
-
-/// How the operator wants event keys kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ModeChoice {
-    /// In the token if it can, otherwise as working keys.
-    #[default]
-    Auto,
-    /// In the token, or not at all.
-    Direct,
-    /// Event keys as working keys even if the token could hold them: for one that is too slow.
-    Envelope,
-}
 
 /// A token with working keys for what it cannot do itself.
 pub struct EnvelopeToken {

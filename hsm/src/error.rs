@@ -2,7 +2,10 @@
 
 use std::{io, path::PathBuf};
 
-use sallyport_core::sign::{KeyRole, Refusal};
+use sallyport_core::{
+    provision::TokenKind,
+    sign::{KeyRole, Refusal},
+};
 
 use crate::{KeyKind, KeyName};
 
@@ -17,6 +20,16 @@ pub enum Error {
         path: PathBuf,
         /// What the loader said.
         why: String,
+    },
+    /// The system has no module for the configured kind of token.
+    #[error(
+        "this system was not built for tokens of the kind {kind} (it has {known}): name another, or install a system that has it"
+    )]
+    NoModule {
+        /// The configured kind.
+        kind: TokenKind,
+        /// The kinds that there are.
+        known: String,
     },
     /// The process with the module cannot be started, or its socket does not work.
     #[error("the process for the PKCS#11 module cannot work")]
@@ -110,7 +123,7 @@ pub enum Error {
     PinNeeded,
     /// The configuration says that a person gives the PIN, and nobody has.
     #[error(
-        "the token waits for its PIN, which is not stored: give it with `sallyctl token unlock`"
+        "the token waits for its PIN, which is not stored: type it at the console, or give it with `sallyctl token unlock`"
     )]
     PinAsked,
     /// Wrong PIN. Never tried again by itself: tokens lock themselves for good after a few attempts.
@@ -358,7 +371,8 @@ impl Error {
             | Self::FileFormat { .. }
             | Self::WorkingKey { .. }
             | Self::MemoryLock(_)
-            | Self::FileExists { .. } => Class::Operator,
+            | Self::FileExists { .. }
+            | Self::NoModule { .. } => Class::Operator,
             Self::NoSuchKey(_)
             | Self::DuplicateKey(_)
             | Self::WrongRole { .. }

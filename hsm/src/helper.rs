@@ -32,6 +32,7 @@ mod queue;
 mod reopen;
 mod serve;
 mod sessions;
+mod setup;
 mod wire;
 mod worker;
 
@@ -39,6 +40,7 @@ pub use arguments::ServedToken;
 use inbox::{Pending, Retry};
 pub use process::HelperProgram;
 pub use serve::run_helper;
+pub use setup::{Setup, SetupAnswer, run_setup};
 use wire::{Answer, Request};
 use worker::{Answers, Worker};
 

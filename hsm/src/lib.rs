@@ -22,6 +22,7 @@ use std::{
 use sallyport_core::sign::{Policy, PublicKey, Signature, SigningRequest};
 use serde::{Deserialize, Serialize};
 
+mod builtin;
 mod envelope;
 mod error;
 mod helper;
@@ -40,15 +41,17 @@ mod software;
 mod wiped;
 mod wrapped;
 
-pub use envelope::{EnvelopeToken, ModeChoice};
+pub use builtin::{BoxToken, Module, Modules};
+pub use envelope::EnvelopeToken;
 pub use error::{Class, Error};
 pub use helper::{
-    HelperPlace, HelperProgram, HelperSettings, HelperToken, ServedToken, run_helper,
+    HelperPlace, HelperProgram, HelperSettings, HelperToken, ServedToken, Setup, SetupAnswer,
+    run_helper, run_setup,
 };
 pub use key::{Caps, KeyKind, KeyName, ParseKeyNameError};
 pub use pkcs11::init_token;
 pub use sallyport_core::{
-    custody::{Attacker, Mode},
+    custody::{Attacker, Mode, ModeChoice},
     sign::KeyRole,
 };
 pub use secret::{Pin, Secret32};

@@ -15,6 +15,7 @@ mod wrapping;
 
 pub(crate) use connection::Connection;
 pub use init::init_token;
-pub(crate) use login::{Anchor, Connections, Login, Wanted};
+pub(crate) use init::{Blank, look_for_blank};
+pub(crate) use login::{Anchor, Connections, Login, Wanted, find_token};
 pub(crate) use module::Module;
 pub(crate) use probe::caps;

@@ -1,18 +1,28 @@
 //! Notices: small JSON files by which the services of a machine tell the person at its console what happened, and ask.
 //!
 //! The folder is that of the running system (`/run/sallyport-state`): it is empty after a start. A notice is a JSON object; `title`, `lines` (a list of
-//! texts) and `ask` (a question) are shown as such, every other field of the object as a name with its value. The answer to a question goes, as one
+//! texts) and `ask` (a question; with `secret` its answer is not shown) are shown as such, every other field of the object as a name with its value. The answer to a question goes, as one
 //! line, into the named pipe `answers/NAME`.
 
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::Context as _;
-use nix::{fcntl::OFlag, sys::stat::Mode, unistd::mkfifo};
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::stat::Mode,
+    unistd::mkfifo,
+};
 use serde_json::{Map, Value};
 
 use crate::files;
@@ -41,6 +51,8 @@ pub(crate) struct Notice {
     pub(crate) lines: Vec<String>,
     /// What it wants to know.
     pub(crate) ask: Option<String>,
+    /// Whether the answer is not to be seen.
+    pub(crate) secret: bool,
 }
 
 /// The notices of a folder, by name. What cannot be read is told as such: a person should see that something is wrong.
@@ -66,10 +78,32 @@ pub(crate) fn answer(folder: &Path, name: &str, text: &str) -> anyhow::Result<()
     pipe.write_all(format!("{text}\n").as_bytes()).context("the answer was not taken")
 }
 
+/// Puts a notice onto the console, in place of the one of this name. Only the group of this process, which is that of the console, may read it.
+pub(crate) fn publish(folder: &Path, name: &str, notice: &Value) -> anyhow::Result<()> {
+    let path = folder.join(format!("{name}.json"));
+    let text = notice.to_string();
+    if fs::read(&path).is_ok_and(|there| there == text.as_bytes()) {
+        return Ok(());
+    }
+    let new = path.with_extension("new");
+    withdraw(&new)?;
+    let write = || {
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new)?;
+        // What the umask took.
+        file.set_permissions(fs::Permissions::from_mode(0o640))?;
+        file.write_all(text.as_bytes())?;
+        fs::rename(&new, &path)
+    };
+    write().context("cannot write the notice")
+}
+
 /// A question that whoever stands at the console answers. While there is one, a keyboard is let in.
 pub(crate) struct Question {
     pipe: PathBuf,
     keyboard: PathBuf,
+    /// The pipe, open all the time: nobody who answers finds it closed.
+    typed: File,
 }
 
 impl Question {
@@ -84,26 +118,56 @@ impl Question {
             .context("cannot make the pipe for the answer")?;
         fs::set_permissions(&pipe, fs::Permissions::from_mode(0o620))
             .context("cannot give the pipe to the console")?;
+        // For writing as well: it has no end then.
+        let typed = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(&pipe)
+            .context("cannot wait for an answer")?;
         let keyboard = folder.join(KEYBOARD);
         fs::write(&keyboard, b"").context("cannot ask for a keyboard")?;
-        Ok(Self { pipe, keyboard })
+        Ok(Self { pipe, keyboard, typed })
     }
 
     /// The next line that somebody types. This waits for them.
     pub(crate) fn answer(&self) -> anyhow::Result<String> {
+        loop {
+            if let Some(line) = self.poll(PollTimeout::NONE)? {
+                return Ok(line);
+            }
+        }
+    }
+
+    /// The next line, if somebody types one within this time.
+    pub(crate) fn answer_within(&self, time: Duration) -> anyhow::Result<Option<String>> {
+        self.poll(PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX))
+    }
+
+    /// A line is written at once, so that it is read at once.
+    fn poll(&self, timeout: PollTimeout) -> anyhow::Result<Option<String>> {
+        let mut waiting = [PollFd::new(self.typed.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut waiting, timeout) {
+            Ok(0) | Err(Errno::EINTR) => return Ok(None),
+            waited => waited.context("cannot wait for an answer")?,
+        };
         let mut line = String::new();
-        let open = File::open(&self.pipe).context("cannot wait for an answer")?;
-        BufReader::new(open.take(ANSWER_BYTES_MAX))
+        BufReader::with_capacity(1, (&self.typed).take(ANSWER_BYTES_MAX))
             .read_line(&mut line)
             .context("cannot read the answer")?;
-        Ok(line)
+        Ok(Some(line.trim_end_matches(['\r', '\n']).to_owned()))
     }
 }
 
 impl Drop for Question {
     fn drop(&mut self) {
         // The folder is gone at the next start of the machine in any case.
-        let _ = withdraw(&self.keyboard).and_then(|()| withdraw(&self.pipe));
+        let _ = withdraw(&self.pipe);
+        // Another service may ask as well.
+        let others = self.pipe.parent().and_then(|answers| fs::read_dir(answers).ok());
+        if others.is_none_or(|mut others| others.next().is_none()) {
+            let _ = withdraw(&self.keyboard);
+        }
     }
 }
 
@@ -126,17 +190,18 @@ fn one(path: &Path) -> Option<Notice> {
     };
     let Ok(Value::Object(mut fields)) = serde_json::from_slice(&bytes) else {
         let lines = vec!["its notice cannot be read".to_owned()];
-        return Some(Notice { title: name.clone(), name, lines, ask: None });
+        return Some(Notice { title: name.clone(), name, lines, ask: None, secret: false });
     };
     let title = take_text(&mut fields, "title").unwrap_or_else(|| name.clone());
     let ask = take_text(&mut fields, "ask");
+    let secret = fields.remove("secret").is_some_and(|secret| secret == true);
     let mut lines = match fields.remove("lines") {
         Some(Value::Array(lines)) => lines.iter().map(text).collect(),
         Some(other) => vec![text(&other)],
         None => Vec::new(),
     };
     lines.extend(fields.iter().map(|(key, value)| format!("{}: {}", printable(key), text(value))));
-    Some(Notice { name, title, lines, ask })
+    Some(Notice { name, title, lines, ask, secret })
 }
 
 fn take_text(fields: &mut Map<String, Value>, key: &str) -> Option<String> {

@@ -47,12 +47,11 @@ impl Fresh {
     /// Writes a document onto the desk and has the officer sign it; answers the code.
     fn document(&self, name: &str, serial: u32, more: &str) -> Result<String> {
         let plan = self.enclave.plan();
-        let keys = plan.folder.join("keys");
         let recovery = self.enclave.desk().recovery_key("alpha.example")?;
         let text = format!(
             "serial = {serial}\nserver_name = \"alpha.example\"\npublic_url = \"{}\"\nlisten = [\"{}\"]\n\
              allow_software_keys = true\n{more}\n[tls]\nnames = [\"{}\"]\n[officers]\ntrusted_keys = [\"{}\"]\n\
-             recovery_keys = [\"{recovery}\"]\n[token]\nkind = \"software\"\npath = {keys:?}\n",
+             recovery_keys = [\"{recovery}\"]\n[token]\nkind = \"software\"\n",
             plan.url(),
             plan.address,
             plan.address.ip(),

@@ -23,6 +23,19 @@ pub enum Mode {
     Software,
 }
 
+/// How event keys are to be kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModeChoice {
+    /// In the token if it can, otherwise as working keys.
+    #[default]
+    Auto,
+    /// In the token, or not at all.
+    Direct,
+    /// Event keys as working keys even if the token could hold them: for one that is too slow.
+    Envelope,
+}
+
 /// Who attacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attacker {

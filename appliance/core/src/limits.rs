@@ -167,6 +167,22 @@ pub const PROVISION_LISTENERS_MAX: usize = 8;
 pub const PROVISION_NAMES_MAX: usize = 32;
 /// Officers of an enclave.
 pub const PROVISION_OFFICERS_MAX: usize = 64;
+/// Bytes of the name of a kind of token.
+pub const TOKEN_KIND_BYTES_MAX: usize = 32;
+/// Bytes of the label of a token (PKCS#11, `CK_TOKEN_INFO`).
+pub const TOKEN_LABEL_BYTES_MAX: usize = 32;
+/// Bytes of the serial number of a token (PKCS#11, `CK_TOKEN_INFO`).
+pub const TOKEN_SERIAL_BYTES_MAX: usize = 16;
+/// Sessions with a token that work at once.
+pub const TOKEN_SESSIONS_MAX: u8 = 16;
+/// Milliseconds that an operation of a token may take at least, and at most.
+pub const TOKEN_TIMEOUT_MS_MIN: u64 = 1_000;
+/// See [`TOKEN_TIMEOUT_MS_MIN`].
+pub const TOKEN_TIMEOUT_MS_MAX: u64 = 300_000;
+/// Bytes of the settings of a token's helper, and of a description of a module.
+pub const TOKEN_SETTINGS_BYTES_MAX: u64 = 16 * 1024;
+/// Bytes of a line between those who set a blank token up: two PINs fit, or an error.
+pub const TOKEN_SETUP_BYTES_MAX: u64 = 4 * 1024;
 /// Bytes of an order for what goes onto a stick.
 pub const STICK_ORDER_BYTES_MAX: usize = 16 * 1024;
 /// Days for which an order about people may be given ahead.

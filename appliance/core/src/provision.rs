@@ -18,11 +18,13 @@ mod code;
 mod document;
 mod order;
 mod record;
+mod token;
 
 pub use code::Code;
 pub use document::{Document, Faulty, Interface, Network, NetworkAddress, Officers, Tls, TlsKey};
 pub use order::Order;
 pub use record::{NotARecord, Provisioned, Trust};
+pub use token::{NotAKind, Token, TokenKind, TokenPin};
 
 use crate::{
     admin::{Approval, Approvers, Consent, Unapproved, verify},

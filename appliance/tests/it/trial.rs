@@ -258,11 +258,17 @@ fn the_token_counts_only_if_it_was_there_before() {
         "'pkcs11'\nmodule = '/nowhere.so'\ntoken_label = 'alpha'\npin = 'file:{}'",
         pin.display()
     );
+    // Where a person gives the PIN, the box still looks whether there is a token to give it for.
+    let asked = "'pkcs11'\nmodule = '/nowhere.so'\ntoken_label = 'alpha'\npin = 'ask'".to_owned();
+    let unserved = "'pkcs11-service'\nhelper = '/nowhere.sock'\npin = 'ask'".to_owned();
     for (token, seen, healthy) in [
         (&software, false, true),
         (&software, true, true),
         (&gone, false, true),
         (&gone, true, false),
+        (&asked, true, false),
+        (&unserved, false, true),
+        (&unserved, true, false),
     ] {
         let app = with_token(token);
         let _: std::io::Result<()> = fs::remove_file(data.path("token-seen"));

@@ -1,10 +1,14 @@
 //! The command line of the helper: what it serves, which nothing that comes over its socket changes.
 
-use std::{ffi::OsString, io, path::PathBuf};
+use std::{
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+};
 
 use sallyport_core::sign::Policy;
 
-use crate::{Error, Sessions};
+use crate::{BoxToken, Error, Modules, Sessions};
 
 /// A token, and how the helper serves it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,9 +34,12 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    /// Reads server name, module, label of the token, and options.
+    /// Reads server name, module, label of the token, and options; or where the settings are that say so, and the modules.
     pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Error> {
-        let mut arguments = arguments.into_iter();
+        let mut arguments = arguments.into_iter().peekable();
+        if arguments.peek().is_some_and(|first| first == "--settings") {
+            return Self::of_settings(arguments);
+        }
         let mut next =
             |what| arguments.next().ok_or_else(|| invalid(&format!("no {what} is given")));
         let server_name = text(next("server name")?)?;
@@ -61,6 +68,19 @@ impl Arguments {
             }
         }
         Ok(Self { policy, token })
+    }
+
+    fn of_settings(arguments: impl Iterator<Item = OsString>) -> Result<Self, Error> {
+        let arguments: Vec<_> = arguments.collect();
+        let [_, settings, option, modules] = arguments.as_slice() else {
+            return Err(invalid("not `--settings FILE --modules FOLDER`"));
+        };
+        if option != "--modules" {
+            return Err(invalid("no modules are given"));
+        }
+        let token = BoxToken::read(Path::new(settings))?;
+        let policy = Policy { server_name: token.server_name.clone() };
+        Ok(Self { policy, token: token.served(&Modules::new(Path::new(modules)))? })
     }
 }
 
@@ -132,6 +152,11 @@ mod tests {
             "alpha.example /m.so label --sessions x",
             "alpha.example /m.so label --more",
             "alpha.example /m.so label more",
+            "--settings",
+            "--settings /nowhere --modules",
+            "--settings /nowhere --module /m.so",
+            "--settings /nowhere --modules /nowhere",
+            "--settings /nowhere --modules /nowhere --network",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -35,7 +35,8 @@ use crate::Error;
 const END_WITHIN: Duration = Duration::from_secs(2);
 
 /// Is the helper until the box closes the socket, which is standard input. The arguments are those that
-/// [`crate::HelperProgram`] ends with: the name of the server, the module, the label of the token, and options.
+/// [`crate::HelperProgram`] ends with: the name of the server, the module, the label of the token, and options; or, where a
+/// service manager starts it, `--settings FILE --modules FOLDER` ([`crate::BoxToken`], [`crate::Modules`]).
 pub fn run_helper(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
     let Arguments { policy, token } = Arguments::parse(arguments)?;
     harden(&token).map_err(Error::Helper)?;
@@ -58,7 +59,7 @@ pub fn run_helper(arguments: impl IntoIterator<Item = OsString>) -> Result<(), E
 
 /// Standard input, in whose place there is nothing afterwards, nor in that of standard output: a module that reads or prints must
 /// not disturb the frames.
-fn take_socket() -> io::Result<OwnedFd> {
+pub(super) fn take_socket() -> io::Result<OwnedFd> {
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     let nothing = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&nothing)?;

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Error, KeyName, KeyRole, Pin, Sessions,
-    pkcs11::{Anchor, Connection, Connections, Login, Module, Wanted, caps},
+    pkcs11::{Anchor, Connection, Connections, Login, Module, Wanted, caps, find_token},
 };
 
 /// The thread that loads the module and logs in. It has the first session, and starts threads for the others.
@@ -75,9 +75,10 @@ impl Keeper {
     fn open(&mut self, number: u64, open: Open) -> Result<Answer, Error> {
         self.close();
         let pin = match open.credential {
-            Credential::Given(pin) => Some(pin),
-            Credential::Kept => Some(self.pin.clone().ok_or(Error::PinNeeded)?),
-            Credential::Pad => None,
+            Credential::Given(pin) => Ok(Some(pin)),
+            Credential::Kept => self.pin.clone().map(Some).ok_or(Error::PinNeeded),
+            Credential::Pad => Ok(None),
+            Credential::Missing => Err(Error::PinAsked),
         };
         let module = match &mut self.module {
             Some(module) => module,
@@ -95,6 +96,11 @@ impl Keeper {
             configured: self.token.serial.as_deref(),
             opened: open.serial.as_deref(),
         };
+        // Only a token that is there waits for its PIN.
+        if pin.is_err() {
+            find_token(module, wanted)?;
+        }
+        let pin = pin?;
         let login = Login::open(module, wanted, pin.as_ref(), open.by_hand)?;
         let serial = login.serial().to_owned();
         let Connections { first, others, anchor } = login.connections(self.token.sessions.get())?;

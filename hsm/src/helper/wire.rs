@@ -100,6 +100,9 @@ pub(crate) enum Credential {
     /// Whatever the token asks for on its own keypad.
     #[n(2)]
     Pad,
+    /// Nobody has given one yet: only look whether the token is there, and say [`Failure::PinAsked`] if it is.
+    #[n(3)]
+    Missing,
 }
 
 /// What came of a request.
@@ -240,6 +243,8 @@ pub(crate) enum Failure {
         #[n(2)]
         configured: String,
     },
+    #[n(29)]
+    PinAsked,
 }
 
 impl From<Error> for Failure {
@@ -258,6 +263,7 @@ impl From<Error> for Failure {
             Error::SessionLost => Self::SessionLost,
             Error::NotLoggedIn => Self::NotLoggedIn,
             Error::PinNeeded => Self::PinNeeded,
+            Error::PinAsked => Self::PinAsked,
             Error::PinIncorrect => Self::PinIncorrect,
             Error::PinLastTry => Self::PinLastTry,
             Error::PinLocked => Self::PinLocked,
@@ -299,6 +305,7 @@ impl From<Failure> for Error {
             Failure::SessionLost => Self::SessionLost,
             Failure::NotLoggedIn => Self::NotLoggedIn,
             Failure::PinNeeded => Self::PinNeeded,
+            Failure::PinAsked => Self::PinAsked,
             Failure::PinIncorrect => Self::PinIncorrect,
             Failure::PinLastTry => Self::PinLastTry,
             Failure::PinLocked => Self::PinLocked,

@@ -23,7 +23,7 @@ use super::{
     lock,
     process::{GivenUp, Helper, out_of_turn, poll_timeout},
     reopen::Reopen,
-    wire::{Answer, Credential, Open, Request, explain},
+    wire::{Answer, Credential, Failure, Open, Request, explain},
 };
 use crate::{Class, Error, Health, Pin};
 
@@ -342,14 +342,21 @@ impl Thread {
 
     fn connect(&mut self, by_hand: Option<Pin>) -> Result<(), Error> {
         let is_by_hand = by_hand.is_some();
+        let mut unread = None;
         let credential = match (by_hand, self.by_hand) {
             (Some(pin), _) => Credential::Given(pin),
             (None, true) => Credential::Kept,
-            (None, false) => self.settings.pin.read()?.map_or(Credential::Pad, Credential::Given),
+            (None, false) => match self.settings.pin.read() {
+                Ok(pin) => pin.map_or(Credential::Pad, Credential::Given),
+                Err(error) => {
+                    unread = Some(error);
+                    Credential::Missing
+                }
+            },
         };
         let timeout = match credential {
             Credential::Pad => self.settings.timeout.max(PAD_WITHIN),
-            Credential::Given(_) | Credential::Kept => self.settings.timeout,
+            Credential::Given(_) | Credential::Kept | Credential::Missing => self.settings.timeout,
         };
         let open = Open {
             credential,
@@ -373,6 +380,8 @@ impl Thread {
                 }
                 return Ok(());
             }
+            // The token is there, so what stands in the way is that there is no PIN, for this reason.
+            Ok(Answer::Failed(Failure::PinAsked)) => return Err(unread.unwrap_or(Error::PinAsked)),
             Ok(Answer::Failed(failure)) => return Err(failure.into()),
             Ok(_) => out_of_turn(),
             Err(end) => end,

@@ -251,8 +251,8 @@ impl Connection {
         }
         shared.push(Attribute::Private(false));
         if kind == KeyKind::Rsa2048 {
-            secret.extend([Attribute::Sign(false), Attribute::Decrypt(true)]);
-            shared.extend([Attribute::Verify(false), Attribute::Encrypt(true)]);
+            secret.push(Attribute::Decrypt(true));
+            shared.push(Attribute::Encrypt(true));
         } else {
             let agrees = role.agrees() || role.wraps();
             secret.extend([Attribute::Sign(!agrees), Attribute::Derive(agrees)]);
@@ -285,14 +285,27 @@ impl Connection {
                     Attribute::ModulusBits(2048.into()),
                     Attribute::PublicExponent(exponent.collect()),
                 ]);
+                let mut private = private.to_vec();
+                // The helper has none of them sign in any case.
+                if !self.refuses_restrictions() {
+                    public.push(Attribute::Verify(false));
+                    private.push(Attribute::Sign(false));
+                }
                 self.session
-                    .generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &public, private)
+                    .generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &public, &private)
                     .map_err(during("RSA keys of 2048 bits"))
             }
             KeyKind::P256 | KeyKind::Aes256 => pair(&Mechanism::EccKeyPairGen, P256_OID)
                 .or_else(|_spelling| pair(&Mechanism::EccKeyPairGen, P256_NAME))
                 .map_err(during("P-256 keys")),
         }
+    }
+
+    /// Whether the module makes RSA keys for everything and fails where it is told otherwise, each time with a loss of memory in the TPM:
+    /// tpm2-pkcs11 1.9.
+    fn refuses_restrictions(&self) -> bool {
+        let info = self.module.get_library_info();
+        info.is_ok_and(|info| info.manufacturer_id().starts_with("tpm2-software"))
     }
 
     /// Destroys a key and its public half.

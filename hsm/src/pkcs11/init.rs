@@ -3,12 +3,10 @@
 use std::path::Path;
 
 use cryptoki::{session::UserType, slot::Slot, types::AuthPin};
+use sallyport_core::limits::TOKEN_LABEL_BYTES_MAX;
 
 use super::{codes::during, module::Module};
 use crate::{Error, Pin};
-
-/// Bytes of a token label (PKCS#11, `CK_TOKEN_INFO`).
-const LABEL_BYTES_MAX: usize = 32;
 
 /// Gives the first blank token of a module a label, a security officer's PIN and a user PIN, and returns its serial number.
 /// Tokens that are set up already are left alone.
@@ -20,35 +18,26 @@ pub fn init_token(
     officer_pin: &Pin,
     user_pin: &Pin,
 ) -> Result<String, Error> {
-    if label.is_empty() || label.len() > LABEL_BYTES_MAX {
+    if label.is_empty() || label.len() > TOKEN_LABEL_BYTES_MAX {
         return Err(Error::Unsupported("labels of other than 1 to 32 bytes".to_owned()));
     }
     let module = Module::load(module)?;
     module.initialize()?;
+    let blank = match find_blank(&module, label)? {
+        Blank::Slot(slot) => slot,
+        Blank::There => return Err(Error::TokenAmbiguous { label: label.to_owned() }),
+        Blank::Nothing => {
+            let found = "no blank token".to_owned();
+            return Err(Error::TokenMissing { label: label.to_owned(), found });
+        }
+    };
     let module = module.pkcs11();
-    let slots = || module.get_slots_with_token().map_err(during("slot lists"));
-    // A token that does not answer is not the one.
-    let info = |slot: Slot| module.get_token_info(slot).ok();
-    let mut blank = None;
-    for slot in slots()? {
-        let Some(info) = info(slot) else { continue };
-        if info.token_initialized() && info.label() == label {
-            return Err(Error::TokenAmbiguous { label: label.to_owned() });
-        }
-        if !info.token_initialized() {
-            blank = blank.or(Some(slot));
-        }
-    }
-    let blank = blank.ok_or_else(|| Error::TokenMissing {
-        label: label.to_owned(),
-        found: "no blank token".to_owned(),
-    })?;
     let officer_pin = AuthPin::from(officer_pin.expose());
     module.init_token(blank, &officer_pin, label).map_err(during("setting up tokens"))?;
 
     // SoftHSM moves a token to another slot when it gets its serial number.
-    for slot in slots()? {
-        let Some(info) = info(slot) else { continue };
+    for slot in module.get_slots_with_token().map_err(during("slot lists"))? {
+        let Ok(info) = module.get_token_info(slot) else { continue };
         if info.token_initialized() && info.label() == label {
             let session = module.open_rw_session(slot).map_err(during("sessions"))?;
             session.login(UserType::So, Some(&officer_pin)).map_err(during("login with a PIN"))?;
@@ -60,4 +49,36 @@ pub fn init_token(
         }
     }
     Err(Error::TokenMissing { label: label.to_owned(), found: "none".to_owned() })
+}
+
+/// Whether there is a blank token.
+pub(crate) enum Blank {
+    /// The one that is wanted is set up already.
+    There,
+    /// It is not there, and in this slot is a blank one.
+    Slot(Slot),
+    /// Neither is there.
+    Nothing,
+}
+
+/// Looks for the token of a label, or a blank one in its place. It loads the module into this process.
+pub(crate) fn look_for_blank(module: &Path, label: &str) -> Result<Blank, Error> {
+    let module = Module::load(module)?;
+    module.initialize()?;
+    find_blank(&module, label)
+}
+
+fn find_blank(module: &Module, label: &str) -> Result<Blank, Error> {
+    let module = module.pkcs11();
+    let mut found = Blank::Nothing;
+    for slot in module.get_slots_with_token().map_err(during("slot lists"))? {
+        // A token that does not answer is not the one.
+        let Ok(info) = module.get_token_info(slot) else { continue };
+        match (info.token_initialized(), &found) {
+            (true, _) if info.label() == label => return Ok(Blank::There),
+            (false, Blank::Nothing) => found = Blank::Slot(slot),
+            _ => {}
+        }
+    }
+    Ok(found)
 }

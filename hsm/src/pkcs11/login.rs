@@ -57,8 +57,8 @@ impl Login {
         pin: Option<&Pin>,
         by_hand: bool,
     ) -> Result<Self, Error> {
-        let module = module.pkcs11();
         let Found { slot, serial } = find_token(module, wanted)?;
+        let module = module.pkcs11();
         let info = module.get_token_info(slot).map_err(during("token information"))?;
         if info.user_pin_locked() {
             return Err(Error::PinLocked);
@@ -125,15 +125,17 @@ fn room(info: &TokenInfo) -> u64 {
 }
 
 /// The one token that was looked for.
-struct Found {
+pub(crate) struct Found {
     slot: Slot,
     serial: String,
 }
 
 /// Slots change when a token is plugged in again; label and serial number do not.
-fn find_token(module: &Pkcs11, wanted: Wanted<'_>) -> Result<Found, Error> {
+pub(crate) fn find_token(module: &Module, wanted: Wanted<'_>) -> Result<Found, Error> {
     let Wanted { label, configured, opened } = wanted;
+    let module = module.pkcs11();
     let slots = module.get_slots_with_token().map_err(during("slot lists"))?;
+    let with_token = slots.len();
     // A slot whose token cannot be asked is as good as empty.
     let tokens =
         slots.into_iter().filter_map(|slot| Some((slot, module.get_token_info(slot).ok()?)));
@@ -165,8 +167,16 @@ fn find_token(module: &Pkcs11, wanted: Wanted<'_>) -> Result<Found, Error> {
         }
         (Some(_), false, _) => Err(Error::TokenAmbiguous { label }),
         (None, _, _) => {
-            let found = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
-            Err(Error::TokenMissing { label, found })
+            if others.is_empty() {
+                others.push("none".to_owned());
+            }
+            // A reader without a card tells a person more than no reader.
+            let slots = module.get_all_slots().map_err(during("slot lists"))?.len();
+            let empty = slots.saturating_sub(with_token);
+            if empty > 0 {
+                others.push(format!("empty readers: {empty}"));
+            }
+            Err(Error::TokenMissing { label, found: others.join(", ") })
         }
     }
 }

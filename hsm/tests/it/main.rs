@@ -17,6 +17,8 @@ mod requests;
 #[cfg(test)]
 mod sandbox;
 #[cfg(test)]
+mod service;
+#[cfg(test)]
 mod softhsm;
 #[cfg(test)]
 mod software;

@@ -128,13 +128,17 @@ pub(crate) fn served(module: &Path, label: &str) -> ServedToken {
     }
 }
 
-/// Cargo builds examples with the tests.
 pub(crate) fn program() -> HelperProgram {
+    HelperProgram { path: example("token-helper"), arguments: Vec::new() }
+}
+
+/// Cargo builds examples with the tests.
+pub(crate) fn example(name: &str) -> PathBuf {
     let executable = std::env::current_exe().unwrap();
     let profile = executable.ancestors().nth(2).unwrap();
-    let path = profile.join("examples/token-helper");
+    let path = profile.join("examples").join(name);
     assert!(path.exists(), "{} is not built", path.display());
-    HelperProgram { path, arguments: Vec::new() }
+    path
 }
 
 /// The processes that the tests have started and that still run.

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     net::{Ipv4Addr, Ipv6Addr},
     os::fd::AsFd as _,
     path::PathBuf,
@@ -11,8 +11,12 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Args;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr},
+};
 use sallyport_core::admin::{Status, path};
+use sallyport_hsm::Modules;
 
 use super::status;
 use crate::{
@@ -38,6 +42,9 @@ pub(crate) struct Command {
     /// The folder with what provisioning decided.
     #[arg(long, value_name = "FOLDER", default_value = "/var/lib/sallyport-settings")]
     settings: PathBuf,
+    /// The folder in which the system says which modules it has for tokens.
+    #[arg(long, value_name = "FOLDER", default_value = Modules::FOLDER)]
+    modules: PathBuf,
     /// Print it once and end.
     #[arg(long)]
     once: bool,
@@ -54,6 +61,7 @@ impl Command {
         let is_linux_console = std::env::var_os("TERM").is_some_and(|term| term == "linux");
         loop {
             let view = self.look(the_box);
+            show_typing(!view.asking().is_some_and(|notice| notice.secret))?;
             let mut screen = view.text();
             if let Some(remark) = &remark {
                 screen += &format!("\n{remark}\n");
@@ -92,12 +100,14 @@ impl Command {
         };
         let mut addresses = ipv4(&fs::read_to_string("/proc/net/fib_trie").unwrap_or_default());
         addresses.extend(ipv6(&fs::read_to_string("/proc/net/if_inet6").unwrap_or_default()));
-        View { version: version(), state, addresses, notices: notice::all(&self.state) }
+        let toys = Modules::new(&self.modules).for_tests();
+        let toys = toys.iter().map(ToString::to_string).collect();
+        View { version: version(), state, addresses, toys, notices: notice::all(&self.state) }
     }
 
     /// Gives a typed line to the first notice that asks; what is to be said of it.
     fn take(&self, view: &View, line: &str) -> Option<String> {
-        let asking = view.notices.iter().find(|notice| notice.ask.is_some())?;
+        let asking = view.asking()?;
         match notice::answer(&self.state, &asking.name, line.trim()) {
             Ok(()) => None,
             Err(error) => Some(format!("{error:#}")),
@@ -118,6 +128,8 @@ struct View {
     version: String,
     state: State,
     addresses: Vec<String>,
+    /// Kinds of tokens that the system was built for and that are none.
+    toys: Vec<String>,
     notices: Vec<Notice>,
 }
 
@@ -151,14 +163,28 @@ impl View {
                 screen += &format!("\n  WARNING: {}\n", notice::printable(warning));
             }
         }
-        for Notice { title, lines, ask, .. } in &self.notices {
+        if !self.toys.is_empty() {
+            screen += &format!(
+                "\n  WARNING: THIS SYSTEM TAKES TOKENS THAT ARE NONE ({}): whoever reads the disk has the keys. It is for tests.\n",
+                self.toys.join(", ")
+            );
+        }
+        // The question that the next line answers stands last.
+        let asking = self.asking();
+        let others = self.notices.iter().filter(|notice| Some(*notice) != asking);
+        for Notice { title, lines, .. } in others.chain(asking) {
             screen += &format!("\n  {title}\n");
             screen += &lines.iter().map(|line| format!("    {line}\n")).collect::<String>();
-            if let Some(ask) = ask {
-                screen += &format!("    {ask} ");
-            }
+        }
+        if let Some(ask) = asking.and_then(|notice| notice.ask.as_ref()) {
+            screen += &format!("    {ask} ");
         }
         screen
+    }
+
+    /// The first notice that asks: it gets what is typed.
+    fn asking(&self) -> Option<&Notice> {
+        self.notices.iter().find(|notice| notice.ask.is_some())
     }
 }
 
@@ -209,6 +235,21 @@ fn show(screen: &str, once: bool) -> anyhow::Result<()> {
     out.write_all(format!("{start}{screen}").as_bytes())
         .and_then(|()| out.flush())
         .context("cannot write to the console")
+}
+
+/// Whether the console shows what is typed.
+fn show_typing(shown: bool) -> anyhow::Result<()> {
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        return Ok(());
+    }
+    let mut terminal = tcgetattr(&stdin).context("cannot look at the console")?;
+    if terminal.local_flags.contains(LocalFlags::ECHO) != shown {
+        terminal.local_flags.set(LocalFlags::ECHO, shown);
+        // What was typed before the question is not its answer.
+        tcsetattr(&stdin, SetArg::TCSAFLUSH, &terminal).context("cannot set the console up")?;
+    }
+    Ok(())
 }
 
 /// Waits a moment for a line from the keyboard.
@@ -277,11 +318,13 @@ mod tests {
             version: "0.1.0".to_owned(),
             state: State::Unprovisioned,
             addresses: vec!["10.0.2.15".to_owned()],
+            toys: vec!["softhsm".to_owned()],
             notices: vec![],
         };
         let text = view.text();
         assert!(text.contains("Plug in the provisioning stick"), "{text}");
         assert!(text.contains("network  10.0.2.15"), "{text}");
+        assert!(text.contains("TOKENS THAT ARE NONE (softhsm)"), "{text}");
     }
 
     #[test]
@@ -291,14 +334,24 @@ mod tests {
             title: "Write this down".to_owned(),
             lines: vec!["abc".to_owned()],
             ask: Some("Last word:".to_owned()),
+            secret: false,
+        };
+        let other = Notice {
+            name: "stick".to_owned(),
+            title: "Stick".to_owned(),
+            lines: vec!["read".to_owned()],
+            ask: Some("Later:".to_owned()),
+            secret: true,
         };
         let view = View {
             version: "0.1.0".to_owned(),
             state: State::Silent("no socket".to_owned()),
             addresses: vec![],
-            notices: vec![notice],
+            toys: vec![],
+            notices: vec![notice, other],
         };
         let text = view.text();
+        assert!(text.contains("  Stick\n    read\n") && !text.contains("Later"), "{text}");
         assert!(text.ends_with("  Write this down\n    abc\n    Last word: "), "{text}");
         assert!(text.contains("error    no socket"), "{text}");
     }

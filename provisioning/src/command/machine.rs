@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File},
     io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Command as Process,
 };
@@ -12,7 +11,14 @@ use anyhow::{Context as _, ensure};
 use clap::Subcommand;
 use serde_json::json;
 
-use crate::notice::Question;
+mod sealed;
+mod token;
+
+use crate::{
+    client::Box as TheBox,
+    files,
+    notice::{self, Question},
+};
 
 /// The name of the notice with the recovery key, and of the pipe for its confirmation.
 const NOTICE: &str = "recovery-key";
@@ -37,6 +43,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Ask for the PIN of the token at the console, and set up a blank one.
+    Token(token::Token),
     /// Wait until somebody confirms that the recovery key is written down.
     ConfirmRecoveryKey {
         #[command(flatten)]
@@ -59,8 +67,9 @@ pub(crate) struct Place {
 }
 
 impl Command {
-    pub(crate) fn run(self) -> anyhow::Result<()> {
+    pub(crate) fn run(self, the_box: &TheBox) -> anyhow::Result<()> {
         match self {
+            Self::Token(token) => token.run(the_box),
             Self::RecoveryKey { device, place } => place.enrol(&device),
             Self::ConfirmRecoveryKey { place } => place.confirm(),
             Self::Recover { device, place } => place.recover(&device),
@@ -142,10 +151,7 @@ impl Place {
     }
 
     fn tell(&self, notice: &serde_json::Value) -> anyhow::Result<()> {
-        let path = self.notice();
-        let new = path.with_extension("new");
-        write_secret(&new, &notice.to_string(), 0o640)?;
-        fs::rename(&new, &path).context("cannot write the notice")
+        notice::publish(&self.state, NOTICE, notice)
     }
 
     fn notice(&self) -> PathBuf {
@@ -155,7 +161,7 @@ impl Place {
 
 /// Seals a partition to the TPM as it is now, in place of how it was sealed. The key is for that moment in a file, in memory.
 fn reseal(device: &Path, key: &str, typed: &Path) -> anyhow::Result<()> {
-    write_secret(typed, key, 0o600)?;
+    write_secret(typed, key)?;
     // By another policy first: where there is a key with the same policy, even if another TPM made it, nothing is done.
     let sealed = ["7+14", "7"].iter().try_for_each(|pcrs| seal(device, typed, pcrs));
     fs::remove_file(typed).context("cannot remove the typed key from memory")?;
@@ -175,15 +181,10 @@ fn seal(device: &Path, key: &Path, pcrs: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write_secret(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
-    let _ = fs::remove_file(path);
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)
-        .context("cannot write the notice")?;
-    file.write_all(text.as_bytes()).context("cannot write the notice")
+fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
+    notice::withdraw(path)?;
+    let mut file = files::create_secret(path)?;
+    file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Whether a typed line is the last group of a recovery key.
@@ -196,7 +197,6 @@ fn confirms(line: &str, key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::notice;
 
     #[test]
     fn the_last_group_confirms() {

@@ -12,8 +12,9 @@ use sallyport_core::{
     cose::KeyId,
     digest::Sha256,
     limits::STICK_PROVISION_BYTES_MAX,
-    provision::{self, Code, Document, Provisioned},
+    provision::{self, Code, Document, Provisioned, Token, TokenPin},
 };
+use sallyport_hsm::Modules;
 use serde::Serialize;
 
 use super::approve::Officer;
@@ -74,11 +75,22 @@ pub(crate) struct SettingsArgs {
     /// The folder of the server's data.
     #[arg(long, value_name = "FOLDER", default_value = "/var/lib/sallyport")]
     data_dir: PathBuf,
+    /// The folder in which the system says which modules it has for tokens.
+    #[arg(long, value_name = "FOLDER", default_value = Modules::FOLDER)]
+    modules: PathBuf,
+    /// The socket at which the token's helper is started.
+    #[arg(long, value_name = "SOCKET", default_value = "/run/sallyport-token/helper.sock")]
+    token_helper: PathBuf,
 }
 
 impl SettingsArgs {
     pub(crate) fn settings(&self, socket: &Path) -> Settings {
-        let places = Places { data_dir: self.data_dir.clone(), socket: socket.to_owned() };
+        let places = Places {
+            data_dir: self.data_dir.clone(),
+            socket: socket.to_owned(),
+            helper: self.token_helper.clone(),
+            modules: Modules::new(&self.modules),
+        };
         Settings::new(&self.settings, places)
     }
 
@@ -141,7 +153,6 @@ fn read(file: &Path) -> anyhow::Result<(Document, Sha256)> {
     let text = files::read(file, STICK_PROVISION_BYTES_MAX)?;
     let (document, sha256) =
         Document::parse(&text).with_context(|| format!("{shown} cannot be used"))?;
-    settings::check_token(&document).with_context(|| format!("{shown} cannot be used"))?;
     Ok((document, sha256))
 }
 
@@ -168,7 +179,6 @@ pub(crate) struct Shown {
 impl Shown {
     pub(crate) fn of(document: &Document, sha256: Sha256, approved_by: Vec<String>) -> Self {
         let officers = &document.officers;
-        let kind = document.token.as_ref().and_then(|token| token.get("kind")?.as_str());
         Self {
             serial: document.serial,
             enclave: document.server_name.to_string(),
@@ -179,7 +189,7 @@ impl Shown {
             officers: officers.trusted_keys.iter().map(|key| KeyId::of(key).to_string()).collect(),
             provision_approvals: officers.provision_approvals,
             recovery_keys: officers.recovery_keys.len(),
-            token: kind.map(str::to_owned),
+            token: document.token.as_ref().map(token_text),
             unattended: document.unattended,
             allow_software_keys: document.allow_software_keys,
             sha256,
@@ -227,6 +237,18 @@ impl Shown {
             pairs.push(("SOFTWARE KEYS", "whoever reads the disk may copy the keys".to_owned()));
         }
         output::pairs(&pairs)
+    }
+}
+
+fn token_text(token: &Token) -> String {
+    let pin = match token.pin {
+        TokenPin::Ask => "PIN asked for at the console",
+        TokenPin::Pad => "PIN typed at the token",
+        TokenPin::Sealed => "PIN sealed to the TPM: WHOEVER SWITCHES THE BOX ON HAS IT SIGN",
+    };
+    match &token.label {
+        Some(label) => format!("{} with the label {label}, {pin}", token.kind),
+        None => token.kind.to_string(),
     }
 }
 

@@ -25,13 +25,7 @@ use sallyport_hsm::{Secret32, sandbox};
 use sallyport_volume::Volume;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Folder, TOP,
-    device::Device,
-    inventory, read,
-    settings::{Settings, check_token},
-    write::find,
-};
+use super::{Folder, TOP, device::Device, inventory, read, settings::Settings, write::find};
 use crate::{
     command::{
         backup::{Opened, read_chain},
@@ -249,7 +243,7 @@ fn put(args: &FinishArgs, settings: &Settings, console: &Console) -> anyhow::Res
     let place = Place::begin(&data_dir)?;
     let record = place
         .collect(&opened, &contents)
-        .and_then(|()| record(&place.settings(), &folder, &grant))
+        .and_then(|()| record(&place.settings(), &folder, &grant, settings))
         .and_then(|record| {
             place.finish(&contents)?;
             put_settings(&place.settings(), args.settings.folder())?;
@@ -286,7 +280,12 @@ fn check_whose(grant: &Grant, contents: &Contents) -> anyhow::Result<()> {
 }
 
 /// What was in force when the backup was made; or the newest document beside the grant that follows it, approved by those officers.
-fn record(restored: &Path, folder: &Path, grant: &Grant) -> anyhow::Result<Provisioned> {
+fn record(
+    restored: &Path,
+    folder: &Path,
+    grant: &Grant,
+    settings: &Settings,
+) -> anyhow::Result<Provisioned> {
     let path = restored.join(super::settings::RECORD);
     if !path.exists() {
         bail!(
@@ -305,7 +304,7 @@ fn record(restored: &Path, folder: &Path, grant: &Grant) -> anyhow::Result<Provi
         let text = files::read(&path, STICK_PROVISION_BYTES_MAX)?;
         let (document, sha256) = Document::parse(&text)?;
         let refused = || format!("the document {} on the stick is refused", document.serial);
-        check_token(&document).with_context(refused)?;
+        settings.check(&document).with_context(refused)?;
         let wanted = Consent::to_provision(document.server_name.clone(), sha256);
         let of_it = approvals.iter().filter(|a| a.unverified_consent().as_ref() == Some(&wanted));
         let of_it: Vec<_> = of_it.cloned().collect();
@@ -335,7 +334,8 @@ fn with_extension(folder: &Path, extension: &str, most: usize) -> anyhow::Result
 
 /// Settings that do not follow from the record.
 fn put_settings(restored: &Path, settings: &Path) -> anyhow::Result<()> {
-    const FOLLOW: [&str; 3] = [CONFIGURATION, super::settings::NETWORK, super::settings::RECORD];
+    use super::settings::{NETWORK, RECORD, TOKEN};
+    const FOLLOW: [&str; 4] = [CONFIGURATION, NETWORK, RECORD, TOKEN];
     let shown = restored.display();
     for entry in fs::read_dir(restored).with_context(|| format!("cannot list {shown}"))? {
         let entry = entry.with_context(|| format!("cannot list {shown}"))?;

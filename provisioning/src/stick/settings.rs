@@ -11,15 +11,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use sallyport_core::{
     backup::RecoveryKey,
     limits::STICK_PROVISION_BYTES_MAX,
-    provision::{Document, Network, NetworkAddress, Provisioned, Tls, Trust},
+    provision::{Document, Network, NetworkAddress, Provisioned, Tls, TokenPin, Trust},
     sign::PublicKey,
 };
-use sallyport_hsm::{PinSource, TokenConfig};
-use serde::{Deserialize as _, Serialize};
+use sallyport_hsm::{BoxToken, Modules, PinSource, Sessions, TokenConfig};
+use serde::Serialize;
 
 use crate::files;
 
@@ -27,8 +27,15 @@ use crate::files;
 pub(crate) const RECORD: &str = "provision.cbor";
 /// The configuration of the server.
 const SERVER: &str = "sallyport.toml";
+/// The token, for its helper; not there if the box has none behind a module.
+pub(crate) const TOKEN: &str = "token.toml";
 /// The network of the machine.
 pub(crate) const NETWORK: &str = "network.toml";
+
+/// Keys in a file, for development: in the folder of the server's data.
+const SOFTWARE_KEYS: &str = "software-token";
+/// Milliseconds that a token has if its document does not say: smart cards take seconds to make a key.
+const TOKEN_TIMEOUT_MS: u64 = 30_000;
 
 /// The folder of the settings.
 pub(crate) struct Settings {
@@ -37,12 +44,16 @@ pub(crate) struct Settings {
 }
 
 /// Where things are on this machine, which no document decides.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Places {
     /// The folder of the server's data.
     pub(crate) data_dir: PathBuf,
     /// The administration socket.
     pub(crate) socket: PathBuf,
+    /// The socket at which a service manager starts the token's helper.
+    pub(crate) helper: PathBuf,
+    /// The modules that the system has for tokens.
+    pub(crate) modules: Modules,
 }
 
 impl Settings {
@@ -64,10 +75,13 @@ impl Settings {
     /// Puts a record into force.
     pub(crate) fn install(&self, record: &Provisioned) -> anyhow::Result<()> {
         // Nothing may be half done for a reason that was known before.
+        self.check(record.document())?;
         let server = self.server(record)?;
         let network = network(&record.document().network)?;
+        let token = token(record.document())?;
         self.replace(RECORD, &record.encode().context("the record cannot be written")?)?;
         self.replace(NETWORK, network.as_bytes())?;
+        self.put(TOKEN, token.as_deref())?;
         self.replace(SERVER, server.as_bytes())
     }
 
@@ -75,13 +89,28 @@ impl Settings {
     pub(crate) fn settle(&self) -> anyhow::Result<Option<Provisioned>> {
         let Some(record) = self.read()? else { return Ok(None) };
         let network = network(&record.document().network)?;
-        for (name, text) in [(NETWORK, network), (SERVER, self.server(&record)?)] {
-            let there = fs::read(self.folder.join(name)).unwrap_or_default();
-            if there != text.as_bytes() {
-                self.replace(name, text.as_bytes())?;
-            }
+        let token = token(record.document())?;
+        let server = self.server(&record)?;
+        for (name, text) in [(NETWORK, Some(network)), (TOKEN, token), (SERVER, Some(server))] {
+            self.put(name, text.as_deref())?;
         }
         Ok(Some(record))
+    }
+
+    /// What a document asks of the system must be there.
+    pub(crate) fn check(&self, document: &Document) -> anyhow::Result<()> {
+        if let Some(token) = document.token.as_ref().filter(|token| !token.kind.is_software()) {
+            self.places.modules.find(&token.kind)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a file if it does not say this already, or removes it.
+    fn put(&self, name: &str, text: Option<&str>) -> anyhow::Result<()> {
+        let path = self.folder.join(name);
+        let Some(text) = text else { return crate::notice::withdraw(&path) };
+        let there = fs::read(path).unwrap_or_default();
+        if there == text.as_bytes() { Ok(()) } else { self.replace(name, text.as_bytes()) }
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
@@ -130,13 +159,32 @@ impl Settings {
             admin: Admin { socket: &self.places.socket },
             roster: Roster { trusted_keys: &document.officers.trusted_keys },
             backup: Backup { recovery_keys: &document.officers.recovery_keys },
-            token: document.token.as_ref(),
+            token: self.token(document),
         };
         let text = toml::to_string(&server).context("cannot write the configuration")?;
         Ok(format!(
             "# Made from provisioning document {}: change that one.\n{text}",
             document.serial
         ))
+    }
+
+    /// The token as the server reaches it: through a helper that another user runs.
+    fn token(&self, document: &Document) -> Option<TokenConfig> {
+        let token = document.token.as_ref()?;
+        Some(if token.kind.is_software() {
+            TokenConfig::Software { path: self.places.data_dir.join(SOFTWARE_KEYS), delay_ms: 0 }
+        } else {
+            TokenConfig::Pkcs11Service {
+                helper: self.places.helper.clone(),
+                pin: match token.pin {
+                    // The console gives the one that is sealed, as a person would.
+                    TokenPin::Ask | TokenPin::Sealed => PinSource::Ask,
+                    TokenPin::Pad => PinSource::Pad,
+                },
+                timeout_ms: token.timeout_ms.unwrap_or(TOKEN_TIMEOUT_MS),
+                mode: token.mode,
+            }
+        })
     }
 }
 
@@ -153,7 +201,7 @@ struct Server<'a> {
     admin: Admin<'a>,
     roster: Roster<'a>,
     backup: Backup<'a>,
-    token: Option<&'a toml::Table>,
+    token: Option<TokenConfig>,
 }
 
 #[derive(Serialize)]
@@ -182,23 +230,21 @@ fn network(network: &Network) -> anyhow::Result<String> {
     toml::to_string(network).context("cannot write the settings of the network")
 }
 
-/// What a document says of the token must be what the box understands.
-pub(crate) fn check_token(document: &Document) -> anyhow::Result<()> {
-    let Some(token) = &document.token else { return Ok(()) };
-    let config = TokenConfig::deserialize(token.clone()).context("[token] is not a token")?;
-    let pin = match &config {
-        TokenConfig::Pkcs11 { pin, .. } | TokenConfig::Pkcs11Service { pin, .. } => Some(pin),
-        TokenConfig::Software { .. } => None,
+/// What the helper of the token serves; nothing if there is no token behind a module.
+fn token(document: &Document) -> anyhow::Result<Option<String>> {
+    let Some(token) = document.token.as_ref().filter(|token| !token.kind.is_software()) else {
+        return Ok(None);
     };
-    ensure!(
-        pin.is_some() || document.allow_software_keys,
-        "[token] is a file, which whoever reads the disk can copy: name a real token, or for development say allow_software_keys = true"
-    );
-    ensure!(
-        !matches!(pin, Some(PinSource::File(_))),
-        "the PIN of the token cannot be in a file: write \"credential:NAME\", \"pad\" or \"ask\""
-    );
-    Ok(())
+    let sessions = token.sessions.map(Sessions::try_from).transpose()?;
+    let served = BoxToken {
+        server_name: document.server_name.clone(),
+        kind: token.kind.clone(),
+        label: token.label.clone().context("the token has no label")?,
+        serial: token.serial.clone(),
+        sessions: sessions.unwrap_or_default(),
+        pin: token.pin,
+    };
+    toml::to_string(&served).map(Some).context("cannot write the settings of the token")
 }
 
 /// The settings of the network as systemd-networkd reads them.

@@ -31,7 +31,7 @@ fn the_example_is_changed_signed_and_checked() {
     for line in [
         "192.168.7.1/24, gateway 192.168.7.254",
         "https://chat.alpha.example",
-        "pkcs11",
+        "opensc with the label alpha, PIN asked for at the console",
         "nobody yet",
     ] {
         assert!(checked.contains(line), "no {line:?} in {checked}");
@@ -51,11 +51,11 @@ fn the_example_is_changed_signed_and_checked() {
 #[test]
 fn what_the_box_could_not_use_is_not_signed() {
     let table = [
-        ("[token]\nkind = \"software\"\npath = \"/keys\"", "allow_software_keys = true"),
-        ("[token]\nkind = \"paper\"", "[token] is not a token"),
+        ("[token]\nkind = \"software\"", "allow_software_keys = true"),
+        ("[token]\nkind = \"paper\"", "token.label: write the label"),
         (
-            "[token]\nkind = \"pkcs11\"\nmodule = \"/m.so\"\ntoken_label = \"a\"\npin = \"file:/pin\"",
-            "the PIN of the token cannot be in a file",
+            "[token]\nkind = \"opensc\"\nmodule = \"/m.so\"\nlabel = \"a\"",
+            "does not have its shape",
         ),
         ("[network]\naddress = \"10.0.0.1\"", "does not have its shape"),
     ];

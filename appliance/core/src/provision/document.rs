@@ -9,6 +9,7 @@ use std::{
 use ruma::OwnedServerName;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::Token;
 use crate::{
     backup::RecoveryKey,
     digest::Sha256,
@@ -47,9 +48,9 @@ pub struct Document {
     pub tls: Tls,
     /// The officers.
     pub officers: Officers,
-    /// The token, as the configuration of the box describes it; without one nothing leaves the box.
+    /// The token; without one nothing leaves the box.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub token: Option<toml::Table>,
+    pub token: Option<Token>,
 }
 
 /// The wired network.
@@ -187,6 +188,9 @@ impl Document {
         }
         if self.tls.key_in == TlsKey::Token && self.token.is_none() {
             return wrong("tls.key_in", "there is no [token] for it");
+        }
+        if let Some(token) = &self.token {
+            token.check(self.allow_software_keys)?;
         }
         self.officers.check()?;
         self.network.check()

@@ -60,6 +60,24 @@ fn faults_name_the_key_and_the_remedy() {
         ("[network]\ninterface = \"eth0\"", "does not have its shape"),
         ("[tls]\nnames = [\"https://a\"]", "tls.names"),
         ("[tls]\nkey_in = \"token\"", "there is no [token]"),
+        ("[token]\nkind = \"opensc\"", "token.label: write the label"),
+        ("[token]\nkind = \"opensc\"\nlabel = \"a\\nb\"", "token.label"),
+        ("[token]\nkind = \"opensc\"\nlabel = \"a\"\nserial = \"\"", "token.serial"),
+        ("[token]\nkind = \"opensc\"\nlabel = \"a\"\nsessions = 17", "token.sessions"),
+        ("[token]\nkind = \"opensc\"\nlabel = \"a\"\ntimeout_ms = 5", "token.timeout_ms"),
+        ("[token]\nkind = \"software\"", "allow_software_keys = true"),
+        ("allow_software_keys = true\n[token]\nkind = \"software\"\nlabel = \"a\"", "leave it out"),
+        // Nobody who brings a stick says which file is loaded, nor leads out of the folder of modules.
+        (
+            "[token]\nkind = \"opensc\"\nlabel = \"a\"\nmodule = \"/m.so\"",
+            "does not have its shape",
+        ),
+        ("[token]\nkind = \"../opensc\"\nlabel = \"a\"", "does not have its shape"),
+        ("[token]\nkind = \"\"\nlabel = \"a\"", "does not have its shape"),
+        (
+            "[token]\nkind = \"opensc\"\nlabel = \"a\"\npin = \"file:/pin\"",
+            "does not have its shape",
+        ),
     ];
     for (more, says) in table {
         let error = Document::parse(document(1, &[1], 1, more).as_bytes()).unwrap_err().to_string();
@@ -85,7 +103,7 @@ fn a_whole_document_says_what_it_says() {
     let more = "public_url = \"https://chat.alpha.example:8448\"\nunattended = true\n\
                 listen = [\"10.0.0.1:443\"]\n[network]\naddress = \"10.0.0.1/8\"\ngateway = \"10.0.0.2\"\n\
                 interface = \"52:54:00:AB:cd:ef\"\n[tls]\nnames = [\"10.0.0.1\", \"chat.alpha.example\"]\n\
-                [token]\nkind = \"pkcs11\"\n";
+                [token]\nkind = \"opensc\"\nlabel = \"alpha\"\nserial = \"12ab\"\npin = \"pad\"\nsessions = 3\n";
     let (parsed, _) = parse(&document(7, &[1, 2], 2, more));
     assert_eq!(parsed.network.address.to_string(), "10.0.0.1/8");
     assert_eq!(parsed.network.interface.unwrap().to_string(), "52:54:00:ab:cd:ef");

@@ -10,7 +10,7 @@ use sallyport_core::{
 
 use super::Gate;
 use crate::{
-    stick::{Folder, inventory::Brought, settings, state::Report},
+    stick::{Folder, inventory::Brought, state::Report},
     terminal,
 };
 
@@ -89,7 +89,7 @@ impl Gate<'_> {
     fn document(&self, file: &Brought) -> anyhow::Result<(Vec<u8>, Document, Sha256)> {
         let text = self.content(file, STICK_PROVISION_BYTES_MAX)?;
         let (document, sha256) = Document::parse(&text)?;
-        settings::check_token(&document).context("the box could not use it")?;
+        self.settings.check(&document).context("the box could not use it")?;
         Ok((text, document, sha256))
     }
 }
