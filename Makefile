@@ -19,7 +19,7 @@ BUILT := SALLYPORT_BUILT=1
 # The builder of images: Python of this machine, everything that decides a byte in a tree of locked tools.
 IMAGE := PYTHONPATH=image PYTHONDONTWRITEBYTECODE=1 python3 -m build
 MACHINES := PYTHONPATH=image PYTHONDONTWRITEBYTECODE=1 python3 -m boot
-IMAGE_OPTIONS := $(if $(KEYS),--keys $(KEYS)) $(if $(PACKAGES),--packages $(PACKAGES)) $(if $(KEEP),--keep $(KEEP)) $(if $(BINARIES),--binaries $(BINARIES)) $(if $(filter any,$(RUST)),--any-rust)
+IMAGE_OPTIONS := $(if $(KEYS),--keys $(KEYS)) $(if $(PACKAGES),--packages $(PACKAGES)) $(if $(KEEP),--keep $(KEEP)) $(if $(BINARIES),--binaries $(BINARIES)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(filter any,$(RUST)),--any-rust)
 
 .PHONY: help
 help: ## Show this list
@@ -98,7 +98,7 @@ fuzz-smoke: ## Run every fuzz target over its seeds and their mutations, without
 	$(CARGO) test --locked --workspace --test smoke
 
 .PHONY: image
-image: ## Build the disk image of a box (KEYS=, PACKAGES=, KEEP=, BINARIES= folders; RUST=any)
+image: ## Build the disk image of a box (KEYS=, PACKAGES=, KEEP=, BINARIES= folders; TOKENS=opensc,tpm2,softhsm,vendor:FOLDER; RUST=any)
 	@.ci/need image
 	@$(IMAGE) image $(IMAGE_OPTIONS)
 

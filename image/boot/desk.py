@@ -24,10 +24,10 @@ trusted_keys = ["{officer}"]
 provision_approvals = 1
 
 [token]
-kind = "software"
-path = "/var/lib/sallyport/token.keys"
+{token}
 """
-
+# Keys in a file of the box.
+FILE = 'kind = "software"'
 
 SOFTWARE = "--allow-software-keys"
 
@@ -41,10 +41,10 @@ class Desk:
         self.folder = folder
         self.enclave = enclave
 
-    def document(self) -> tuple[Path, Path, str]:
-        """Makes an officer's key, a provisioning document and its approval; returns both files and the code for the console."""
+    def document(self, token: str = FILE) -> tuple[Path, Path, str]:
+        """Makes an officer's key, a provisioning document with this token, and its approval; returns both files and the code for the console."""
         officer = self._key("officer", "officer-key")
-        box = self.write("box.toml", DOCUMENT.format(enclave=self.enclave, officer=officer))
+        box = self.write("box.toml", DOCUMENT.format(enclave=self.enclave, officer=officer, token=token))
         signed = self._signed(["provision", "sign", "/mnt/desk/box.toml"], "officer", "box.approval")
         return box, self.folder / "box.approval", _found(r"^(\d{4}(?: \d{4})+)$", signed)
 

@@ -9,11 +9,12 @@ import sys
 import tomllib
 from pathlib import Path
 
-from . import lock, pool, programs, report, resolve, tree, verify
+from . import lock, pool, programs, report, resolve, tokens, tree, verify
 from .tree import Mount
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOCKS = REPOSITORY / "image" / "lock"
+KINDS = REPOSITORY / "image" / "system" / "tokens"
 
 
 def main() -> None:
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     image.add_argument("--out", type=Path, default=REPOSITORY / "target/image", help="where the artefacts go")
     image.add_argument("--version", help="the version; that of Cargo.toml if not given")
     image.add_argument("--keys", type=Path, help="folder with PK, KEK, db (.crt, .key), pcr and update (.pub, .key); test keys if not given")
+    image.add_argument("--tokens", default=resolve.TOKENS, help="for which tokens, by commas: see lock/token-*.want; `vendor:FOLDER`, `none`")
     image.add_argument("--packages", type=Path, help="folder with what a release kept: packages and crates")
     image.add_argument("--keep", type=Path, help="folder for packages and crates that this image is made of and with")
     image.add_argument("--binaries", type=Path, help="folder with programs compiled elsewhere: for development only")
@@ -64,16 +66,22 @@ def build(arguments: argparse.Namespace) -> None:
     locks = {name: lock.read(LOCKS / f"{name}.lock") for name in ("root", "tools")}
     packages = pool.Pool(pool.cache() / "pool", arguments.packages)
     tools = tree.make("tools", locks["tools"], packages)
-    packages.fetch(locks["root"].packages)
+    chosen = tokens.parse(arguments.tokens, KINDS)
+    token_locks = {f"token-{kind}": lock.read(LOCKS / f"token-{kind}.lock") for kind in chosen.kinds}
+    in_root = tokens.merged(locks["root"], token_locks)
+    packages.fetch(in_root.packages)
     if arguments.keep:
-        for locked in locks.values():
+        for locked in (in_root, locks["tools"]):
             packages.keep(locked.packages, arguments.keep)
         programs.keep_crates(REPOSITORY, arguments.keep)
         report.say(f"kept: {arguments.keep}")
+    vendors = {f"vendor-{number}": tokens.vendor_files(folder) for number, folder in enumerate(chosen.vendors)}
     keys = arguments.keys or test_keys(tools)
     recorded: dict[str, object] = {
         "tools": {"packages": len(locks["tools"].packages), "lock_sha256": pool.digest(LOCKS / "tools.lock")},
         "root_lock_sha256": pool.digest(LOCKS / "root.lock"),
+        "token_lock_sha256": {kind: pool.digest(LOCKS / f"token-{kind}.lock") for kind in chosen.kinds},
+        "vendor_files": {file.place: file.sha256 for files in vendors.values() for file in files},
         "crates_lock_sha256": pool.digest(REPOSITORY / "Cargo.lock"),
     }
     if arguments.binaries:
@@ -91,6 +99,8 @@ def build(arguments: argparse.Namespace) -> None:
         "schema": len(list((REPOSITORY / "appliance/store/migrations").glob("*.sql"))),
         "command_line": arguments.command_line,
         "recorded": recorded,
+        "tokens": chosen.kinds,
+        "vendors": list(vendors),
     }
     overlay = [Mount(arguments.overlay, "overlay")] if arguments.overlay else []
     mounts = [
@@ -100,6 +110,7 @@ def build(arguments: argparse.Namespace) -> None:
         Mount(keys, "keys"),
         Mount(binaries, "binaries"),
         Mount(artefacts, "out", writable=True),
+        *(Mount(folder, name) for folder, name in zip(chosen.vendors, vendors, strict=True)),
     ]
     environment = {"PYTHONPATH": "/mnt/image", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
     tools.run(["python3", "-m", "build.assemble", json.dumps(order)], mounts, environment)

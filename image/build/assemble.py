@@ -17,7 +17,7 @@ import tomllib
 import uuid
 from pathlib import Path
 
-from . import checks, lock, manifest, modules, report, signing
+from . import checks, lock, manifest, modules, report, signing, tokens
 from .files import Allowed, BuildError
 from .lock import names
 from .tree import unpack_all
@@ -51,6 +51,8 @@ class Order:
     version: str
     schema: int
     command_line: str = ""
+    tokens: list[str] = dataclasses.field(default_factory=list)
+    vendors: list[str] = dataclasses.field(default_factory=list)
     recorded: dict[str, object] = dataclasses.field(default_factory=dict)
 
 
@@ -59,7 +61,9 @@ class Assembly:
 
     def __init__(self, order: Order) -> None:
         self.order = order
-        self.locked = lock.read(IMAGE / "lock/root.lock")
+        of_tokens = {f"token-{kind}": lock.read(IMAGE / f"lock/token-{kind}.lock") for kind in order.tokens}
+        self.locked = tokens.merged(lock.read(IMAGE / "lock/root.lock"), of_tokens)
+        self.vendor_files = [file for name in order.vendors for file in tokens.vendor_files(Path("/mnt") / name)]
         self.epoch = self.locked.epoch
         self.seed = uuid.UUID(bytes=hashlib.sha256(f"sallyport {order.version}".encode()).digest()[:16], version=4)
         self.name = f"sallyport-{order.version}"
@@ -84,7 +88,7 @@ class Assembly:
         self._boot_programs(root_hash)
         self._disk(root_hash)
         self._update()
-        manifest.write(self.order, self.locked, self.packages, OUT, self.name)
+        manifest.write(self.order, self.locked, self.packages, self.vendor_files, OUT, self.name)
         shutil.rmtree(self.work)
         self._bounds()
 
@@ -111,6 +115,7 @@ class Assembly:
         # Whose updates this version takes.
         allowed.place(KEYS / "update.pub", "usr/lib/sallyport/update.pub", 0o644)
         allowed.wants(IMAGE / "system/wants.list")
+        self._tokens(allowed)
         self._release(self.root)
         (self.root / "etc/os-release").symlink_to("../usr/lib/os-release")
         for name, mode in FOLDERS.items():
@@ -120,6 +125,23 @@ class Assembly:
         self._finish(self.root)
         checks.root(self.root)
         report.say(f"root: {_bytes_of(self.root) >> 20} MiB, {count} kernel modules")
+
+    def _tokens(self, allowed: Allowed) -> None:
+        for kind in self.order.tokens:
+            folder = IMAGE / "system/tokens"
+            allowed.add(names(folder / f"{kind}.list"))
+            allowed.overlay(folder / kind)
+            if (folder / f"{kind}.wants").exists():
+                allowed.wants(folder / f"{kind}.wants")
+        for file in self.vendor_files:
+            if os.path.lexists(self.root / file.place):
+                raise BuildError(f"the vendor's {file.path.name} would replace {file.place}")
+            allowed.place(file.path, file.place, 0o644)
+        toys = tokens.for_tests(self.root)
+        if toys:
+            report.warn(f"THIS IMAGE TAKES TOKENS THAT ARE NONE ({', '.join(toys)}): whoever reads the disk has the keys. It is for tests.")
+        told = [path.stem for path in sorted((self.root / tokens.DESCRIPTIONS).glob("*.toml"))]
+        report.say(f"tokens: {', '.join(told) or 'none'}")
 
     def _make_initrd(self) -> None:
         allowed = Allowed([self.root, self.packages], self.initrd)

@@ -13,15 +13,16 @@ from .pool import digest
 
 if TYPE_CHECKING:
     from .assemble import Order
+    from .tokens import VendorFile
 
 Json = dict[str, Any]
 
 
-def write(order: Order, locked: lock.Lock, packages: Path, out: Path, name: str) -> None:
+def write(order: Order, locked: lock.Lock, packages: Path, vendor: list[VendorFile], out: Path, name: str) -> None:
     """Writes `NAME.manifest.json`, `NAME.sbom.json` and `SHA256SUMS` beside the artefacts."""
     crates = order.recorded.get("crates", [])
     recorded = {key: value for key, value in order.recorded.items() if key != "crates"}
-    bill = sbom(name, order.version, locked, packages, crates if isinstance(crates, list) else [])
+    bill = sbom(name, order.version, locked, packages, crates if isinstance(crates, list) else [], vendor)
     _json(out / f"{name}.sbom.json", bill)
     artefacts = sorted(path for path in out.iterdir() if path.is_file() and not path.name.startswith(("SHA256SUMS", name + ".manifest")))
     about = {
@@ -30,6 +31,7 @@ def write(order: Order, locked: lock.Lock, packages: Path, out: Path, name: str)
         "date": locked.date.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "root_hash": (out / f"{name}.roothash").read_text(encoding="ascii").strip(),
         "packages": len(locked.packages),
+        "tokens": sorted(order.tokens),
         **recorded,
         "artefacts": {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in artefacts},
     }
@@ -39,8 +41,8 @@ def write(order: Order, locked: lock.Lock, packages: Path, out: Path, name: str)
     (out / "SHA256SUMS").write_text(text, encoding="ascii")
 
 
-def sbom(name: str, version: str, locked: lock.Lock, unpacked: Path, crates: list[Json]) -> Json:
-    """The bill of materials: the image, its packages (whose licences are taken from the tree where they are unpacked), its crates."""
+def sbom(name: str, version: str, locked: lock.Lock, unpacked: Path, crates: list[Json], vendor: list[VendorFile]) -> Json:
+    """The bill of materials: the image, its packages (whose licences are taken from the tree where they are unpacked), its crates, files of vendors."""
     packages = [_package(package, unpacked) for package in sorted(locked.packages)]
     return {
         "bomFormat": "CycloneDX",
@@ -51,7 +53,7 @@ def sbom(name: str, version: str, locked: lock.Lock, unpacked: Path, crates: lis
             "timestamp": locked.date.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "component": {"type": "operating-system", "name": "sallyport", "version": version, "bom-ref": name},
         },
-        "components": packages + crates,
+        "components": packages + crates + [_vendor_file(file) for file in vendor],
     }
 
 
@@ -66,6 +68,11 @@ def _package(package: lock.Package, unpacked: Path) -> Json:
         "hashes": [{"alg": "SHA-256", "content": package.sha256}],
         "licenses": licences.of_package(unpacked, package.name),
     }
+
+
+def _vendor_file(file: VendorFile) -> Json:
+    hashes = [{"alg": "SHA-256", "content": file.sha256}]
+    return {"type": "file", "bom-ref": f"file:{file.place}", "name": file.place, "hashes": hashes}
 
 
 def crates_of(metadata: Json, lock_text: str, roots: set[str]) -> list[Json]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import data, devices, powercut, refusals, speed, start, talk, updates
+from . import data, devices, powercut, refusals, speed, start, talk, token, updates
 from .bench import Bench
 
 ALL: dict[str, Callable[[Bench], None]] = {
@@ -27,4 +27,8 @@ ALL: dict[str, Callable[[Bench], None]] = {
     "cut-first": powercut.first,
     "rot": updates.rot,
     "foreign": refusals.foreign,
+    "token": token.softhsm,
+    "token-sealed": token.sealed,
+    "token-tpm2": token.tpm2,
+    "token-opensc": token.opensc,
 }
