@@ -6,8 +6,12 @@ import contextlib
 import json
 import os
 import queue
+import ssl
 import subprocess
 import threading
+import urllib.error
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from types import TracebackType
 
@@ -30,6 +34,7 @@ class Person:
             raise BootError("matrix-nio is not installed: run `.ci/need nio`")
         self.name = name
         self._server = server
+        self._authority = authority
         self._asked = 0
         self._answers: queue.Queue[dict[str, object]] = queue.Queue()
         self._diary = authority.with_name(f"{name}.log").open("wb")
@@ -48,9 +53,16 @@ class Person:
         self._client.wait()
         self._diary.close()
 
-    def register(self, code: str) -> None:
-        """Makes the account its own, with the activation code, and signs in."""
-        self.call("register", server=self._server, user=self.name, password=PASSWORD, token=code)
+    def activate(self, code: str) -> None:
+        """Makes the account its own on the box's page, with the code on the slip, and signs in with the client."""
+        form = urllib.parse.urlencode({"code": code, "password": PASSWORD, "repeated": PASSWORD}).encode()
+        trust = ssl.create_default_context(cafile=self._authority)
+        try:
+            with urllib.request.urlopen(f"{self._server}/activate", form, timeout=PATIENCE_S, context=trust) as answer:
+                answer.read()
+        except urllib.error.HTTPError as error:
+            raise BootError(f"{self.name} cannot activate the account: {error.code} {error.read(1 << 16)!r}") from None
+        self.call("login", server=self._server, user=self.name, password=PASSWORD)
 
     def create_room(self, name: str, guest: str) -> str:
         """Makes an encrypted room and invites somebody."""

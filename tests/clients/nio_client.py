@@ -244,8 +244,9 @@ class Session:
         return {"event": accepted(response).event_id}
 
     async def read_back(self, room):
-        start = self.client.rooms[room].prev_batch
-        response = accepted(await self.client.room_messages(room, start or "", limit=100))
+        # Before what the sync brought; if it brought nothing of the room, before now.
+        start = getattr(self.client.rooms[room], "prev_batch", None) or self.client.next_batch
+        response = accepted(await self.client.room_messages(room, start, limit=100))
         for event in reversed(response.chunk):
             self.note(room, event)
         self.unseal()
@@ -323,6 +324,8 @@ class Session:
     async def resume(self):
         """The device is opened again."""
         self.failure = None
+        for room in self.client.rooms.values():
+            room.prev_batch = None
         return await self.start()
 
     async def logout(self):

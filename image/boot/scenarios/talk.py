@@ -49,7 +49,7 @@ def talk(bench: Bench) -> None:
 def meet(alpha: Enclave, alice: Person, carol: Person) -> str:
     """Two people of an enclave sign in and join a room."""
     for person in (alice, carol):
-        person.register(alpha.code(person.name))
+        person.activate(alpha.code(person.name))
     room = alice.create_room("Crossing", CAROL)
     carol.join(room)
     alice.wait("await_member", room=room, user=CAROL, membership="join")
@@ -100,8 +100,8 @@ def two_boxes(bench: Bench) -> None:
         alpha = enclaves.begin(bench, first, "alpha.example", running.enter_context(first.boot()))
         bravo = enclaves.begin(bench, second, "bravo.example", running.enter_context(second.boot()))
         alice, bob = (running.enter_context(enclave.person(name)) for enclave, name in ((alpha, "alice"), (bravo, "bob")))
-        alice.register(alpha.code("alice"))
-        bob.register(bravo.code("bob"))
+        alice.activate(alpha.code("alice"))
+        bob.activate(bravo.code("bob"))
         stick = Stick(bench, first.folder, {})
         # Public keys of people's devices come first: then the first message can be encrypted to them.
         enclaves.carry(bravo, alpha, stick)
