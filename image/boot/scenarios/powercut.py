@@ -41,14 +41,15 @@ def update(bench: Bench) -> None:
         boot.wait_for_https(BOOT_S)
         box.check(boot)
         say()
-        began = Recording.length(log)
         stick = box.machine.folder / "visit.img"
         sticks.make(bench.tools, stick, {f"SALLYPORT/UPDATE/{file.name}": file})
         boot.plug_in(stick, "visit")
-        for step in ("writing the root file system", "reading the root file system back", "writing the kernel"):
-            boot.wait_for(step, WRITING_S)
+        boot.wait_for("An update is being installed", WRITING_S)
+        began = Recording.length(log)
+        while boot.time_of("is written and is tried at the next start") is None:
+            if boot.elapsed() > BOOT_S + WRITING_S:
+                raise BootError(f"the update is not written after {boot.elapsed():.0f} s; see {boot.log}")
             say()
-        boot.wait_for("is written and is tried at the next start", WRITING_S)
         say()
         switch_off(boot)
     recording = Recording(log)
