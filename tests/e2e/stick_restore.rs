@@ -263,11 +263,20 @@ fn restore(unit: &mut Unit, stick: &Medium) -> Result<()> {
     let said = unit.visited(stick, &["--confirm", &grant_code])?;
     ensure!(said.contains("goes on as the box of alpha.example, by backup 2"), "{said}");
     ensure!(unit.visited(stick, &[])?.contains("is being restored"));
+    // The power went in the middle: what is half there is made anew.
+    let half = unit.enclave.plan().data().join("restoring/data");
+    fs::create_dir_all(&half)?;
+    fs::write(half.join("sallyport.db"), "half of it")?;
     let said = desk.sallyctl(&arguments)?;
     ensure!(said.contains("by backup 2 and document 2"), "{said}");
     ensure!(unit.notice()?["title"] == "This machine is a box again");
     ensure!(!unit.enclave.plan().folder.join("restore.key").exists(), "the key stays");
     ensure!(!unit.enclave.plan().folder.join("quarantine/restore").exists(), "the copies stay");
+    // The power went before the copies were removed: the next start of the machine finds everything in place.
+    let folder = unit.enclave.plan().folder.join("quarantine/restore");
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("ready"), "")?;
+    ensure!(desk.sallyctl(&arguments)?.contains("Everything was in place"), "restored twice");
     // A way in without TLS, as before.
     let configuration = unit.enclave.plan().configuration();
     let plain = unit.enclave.plan().plain();
