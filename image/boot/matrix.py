@@ -46,6 +46,14 @@ class Person:
         """Creates a room; returns its id."""
         return str(self._ask("POST", "/_matrix/client/v3/createRoom", {"name": "Room"})["room_id"])
 
+    def invite(self, room: str, user: str) -> None:
+        """Invites somebody into a room."""
+        self._ask("POST", f"/_matrix/client/v3/rooms/{urllib.parse.quote(room)}/invite", {"user_id": user})
+
+    def join(self, room: str) -> None:
+        """Accepts an invitation."""
+        self._ask("POST", f"/_matrix/client/v3/join/{urllib.parse.quote(room)}", {})
+
     def say(self, room: str, text: str) -> None:
         """Says something, and returns once the box acknowledged it."""
         place = f"/_matrix/client/v3/rooms/{urllib.parse.quote(room)}/send/m.room.message/{next(self._numbers)}-{text.replace(' ', '-')}"

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from build.tree import Mount, Tree
 
+from .exfat import fill as fill_exfat
 from .machine import BootError
 
 STICK_MIB = 64
+RAW_START = 1 << 20
 
 
 def make(tools: Tree, image: Path, files: Mapping[str, Path], *, label: str = "SALLYPORT", exfat: bool = False, writable: bool = False) -> None:
@@ -19,14 +21,20 @@ def make(tools: Tree, image: Path, files: Mapping[str, Path], *, label: str = "S
     with image.open("wb") as file:
         file.truncate(STICK_MIB << 20)
     if exfat:
-        _run(tools, ["mkfs.exfat", "-q", "-L", label, "/mnt/stick"], image, [])
+        _run(tools, ["mkfs.exfat", "-L", label, "/mnt/stick"], image, [])
         if files:
-            raise BootError("files get onto an exFAT stick through the box only")
+            fill_exfat(image, {name: source.read_bytes() for name, source in files.items()})
         return
     _run(tools, ["mkfs.vfat", "-F", "32", "-n", label, "/mnt/stick"], image, [])
     put(tools, image, files)
     if writable:
         _folders(tools, image, ["SALLYPORT", "OUT"])
+
+
+def make_raw(image: Path, name: str, content: bytes) -> None:
+    """Makes the image of a stick without a file system: a label, and one file behind it (`provisioning/volume/src/lib.rs`)."""
+    label = f"sallyport-raw/1\n{name}\n{len(content)}\n".encode()
+    image.write_bytes(label.ljust(RAW_START, b"\0") + content.ljust(RAW_START, b"\0"))
 
 
 def put(tools: Tree, image: Path, files: Mapping[str, Path]) -> None:

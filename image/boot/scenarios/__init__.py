@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import data, devices, powercut, refusals, speed, start, talk, token, updates
+from . import backup, data, devices, powercut, refusals, speed, start, talk, token, updates
 from .bench import Bench
 
 ALL: dict[str, Callable[[Bench], None]] = {
@@ -31,4 +31,7 @@ ALL: dict[str, Callable[[Bench], None]] = {
     "token-sealed": token.sealed,
     "token-tpm2": token.tpm2,
     "token-opensc": token.opensc,
+    "restore-stick": backup.restore_stick,
+    "config": backup.config,
+    "odd-sticks": backup.odd_sticks,
 }
