@@ -84,7 +84,7 @@ impl Keeper {
             Some(module) => module,
             none => none.insert(Module::load(&self.token.module)?),
         };
-        if open.anew {
+        if open.anew || module.is_tpm2() {
             module.finalize();
         }
         module.initialize()?;
@@ -219,6 +219,8 @@ fn named(connection: &mut Connection, request: Request) -> Result<Answer, Error>
 /// What a module cannot name may be the token dying.
 fn doubt(connection: &Connection, error: Error) -> Error {
     match error {
+        // The TPM is full: it has room again once the session is opened anew.
+        Error::Device { .. } if connection.is_tpm2() => Error::SessionLost,
         Error::Device { .. } => connection.check().err().unwrap_or(error),
         other => other,
     }

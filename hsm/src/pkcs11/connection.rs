@@ -17,7 +17,7 @@ use ring::digest::{SHA256, digest};
 use sallyport_core::sign::{Algorithm, PublicKey, Signature};
 use zeroize::Zeroizing;
 
-use super::codes::during;
+use super::{codes::during, module::is_tpm2};
 use crate::{Error, KeyKind, KeyName, KeyRole, P256_POINT_BYTES, Secret32, oaep};
 
 /// Object identifier of Ed25519 (RFC 8410), DER.
@@ -287,7 +287,7 @@ impl Connection {
                 ]);
                 let mut private = private.to_vec();
                 // The helper has none of them sign in any case.
-                if !self.refuses_restrictions() {
+                if !self.is_tpm2() {
                     public.push(Attribute::Verify(false));
                     private.push(Attribute::Sign(false));
                 }
@@ -301,11 +301,9 @@ impl Connection {
         }
     }
 
-    /// Whether the module makes RSA keys for everything and fails where it is told otherwise, each time with a loss of memory in the TPM:
-    /// tpm2-pkcs11 1.9.
-    fn refuses_restrictions(&self) -> bool {
-        let info = self.module.get_library_info();
-        info.is_ok_and(|info| info.manufacturer_id().starts_with("tpm2-software"))
+    /// Whether the module is [`is_tpm2`].
+    pub(crate) fn is_tpm2(&self) -> bool {
+        is_tpm2(&self.module)
     }
 
     /// Destroys a key and its public half.

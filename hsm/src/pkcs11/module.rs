@@ -35,7 +35,21 @@ impl Module {
         drop(self.0.clone().finalize());
     }
 
+    /// Whether it is [`is_tpm2`].
+    pub(crate) fn is_tpm2(&self) -> bool {
+        is_tpm2(&self.0)
+    }
+
     pub(super) fn pkcs11(&self) -> &Pkcs11 {
         &self.0
     }
+}
+
+/// Whether a module is tpm2-pkcs11, which has ways of its own (1.9, measured):
+///
+/// - A TPM has room for about three keys at a time. Each that was used stays there until the module is finalised, and those for which there is no room
+///   fail with `CKR_GENERAL_ERROR`.
+/// - It makes RSA keys for everything, and fails where it is told otherwise.
+pub(super) fn is_tpm2(module: &Pkcs11) -> bool {
+    module.get_library_info().is_ok_and(|info| info.manufacturer_id().starts_with("tpm2-software"))
 }
