@@ -111,6 +111,11 @@ image-lock: ## Renew the locks of packages and toolchain that images are made of
 update-powercut: ## Cut the power at POINTS=200 random points of an update, and see what starts (DISK=, UPDATE=, KEYS=, OUT= for a real image)
 	POINTS=$(or $(POINTS),200) DISK=$(abspath $(DISK)) UPDATE=$(abspath $(UPDATE)) KEYS=$(abspath $(KEYS)) OUT=$(abspath $(OUT)) $(CARGO) test --locked --workspace --bin sallyctl power_cut -- --nocapture
 
+.PHONY: image-revoke
+image-revoke: ## Make dbx.auth, which revokes the boot programs UKI= (paths) in the firmware of machines (KEYS= folder)
+	@.ci/need image
+	@$(IMAGE) revoke $(if $(KEYS),--keys $(KEYS)) $(UKI)
+
 .PHONY: image-verify
 image-verify: ## Build the image twice, as differently as this machine allows, and compare every artefact bit for bit
 	@.ci/need image

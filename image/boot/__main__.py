@@ -56,7 +56,7 @@ def played(bench: Bench, name: str) -> bool:
 
 def newest(folder: Path) -> Path:
     """The image in a folder that was built last."""
-    images = sorted(folder.glob("*.raw"), key=lambda path: path.stat().st_mtime)
+    images = sorted(folder.glob("*[0-9].raw"), key=lambda path: path.stat().st_mtime)
     if not images:
         raise BootError(f"there is no image in {folder}: run `make image`")
     return images[-1]

@@ -9,7 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from . import lock, pool, programs, report, resolve, tokens, tree, verify
+from . import lock, pool, programs, report, resolve, tokens, tree, variables, verify
 from .tree import Mount
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -38,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
     again.set_defaults(run=lambda arguments: verify.run(REPOSITORY, arguments.folder, arguments.binaries))
     again.add_argument("--folder", type=Path, default=REPOSITORY / "target/image-verify", help="where the two builds go")
     again.add_argument("--binaries", type=Path, help="folder with programs: compares all but the compiler's work")
+    revoke = commands.add_parser("revoke", help="make the file that revokes boot programs in firmwares")
+    revoke.set_defaults(run=lambda arguments: revocation(arguments.programs, arguments.keys, arguments.out))
+    revoke.add_argument("programs", type=Path, nargs="+", help="boot programs, signed or not")
+    revoke.add_argument("--keys", type=Path, help="folder with KEK.crt and KEK.key; test keys if not given")
+    revoke.add_argument("--out", type=Path, default=REPOSITORY / "target/image/dbx.auth", help="where the file goes")
     image.add_argument("--out", type=Path, default=REPOSITORY / "target/image", help="where the artefacts go")
     image.add_argument("--version", help="the version; that of Cargo.toml if not given")
     image.add_argument("--keys", type=Path, help="folder with PK, KEK, db (.crt, .key), pcr and update (.pub, .key); test keys if not given")
@@ -118,6 +123,25 @@ def build(arguments: argparse.Namespace) -> None:
         path.replace(out / path.name)
     artefacts.rmdir()
     report.say(f"done: {out}")
+
+
+def revocation(programs: list[Path], keys: Path | None, out: Path) -> None:
+    """Makes the update of dbx that revokes boot programs: it is appended to what a firmware has."""
+    locked = lock.read(LOCKS / "tools.lock")
+    tools = tree.make("tools", locked, pool.Pool(pool.cache() / "pool"))
+    digests = [variables.digest(path.read_bytes()).hex() for path in programs]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # The time of a signature is that of the packages, and an update of dbx that is appended may have any.
+    make = (
+        "import sys; from pathlib import Path; from build import variables; "
+        "revoked = variables.hashes(map(bytes.fromhex, sys.argv[3:])); "
+        "Path(sys.argv[1]).write_bytes(variables.signed('dbx', revoked, Path('/mnt/keys'), int(sys.argv[2]), append=True))"
+    )
+    mounts = [Mount(REPOSITORY / "image", "image"), Mount(keys or test_keys(tools), "keys"), Mount(out.parent.resolve(), "out", writable=True)]
+    environment = {"PYTHONPATH": "/mnt/image", "PYTHONDONTWRITEBYTECODE": "1"}
+    tools.run(["python3", "-c", make, f"/mnt/out/{out.name}", str(locked.epoch), *digests], mounts, environment)
+    for path, digest in zip(programs, digests, strict=True):
+        report.say(f"{out.name} revokes {path.name}: {digest}")
 
 
 def test_keys(tools: tree.Tree) -> Path:

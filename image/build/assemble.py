@@ -17,7 +17,7 @@ import tomllib
 import uuid
 from pathlib import Path
 
-from . import checks, lock, manifest, modules, report, signing, tokens
+from . import checks, lock, manifest, modules, report, signing, tokens, variables
 from .files import Allowed, BuildError
 from .lock import names
 from .tree import unpack_all
@@ -42,6 +42,9 @@ COMMAND_LINE = (
     "usbcore.authorized_default=0 "
     "console=tty0 console=ttyS0 loglevel=3 systemd.show_status=0 {more}"
 )
+# A second way to start the same system, from the boot menu. The TPM does not give the key of the data to it: see `signing.forget_last`.
+RESET_PROFILE = "ID=factory-reset\nTITLE=Factory reset\n"
+RESET_COMMAND_LINE = "systemd.unit=sallyport-factory-reset.target"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Assembly:
         self._pack_initrd()
         self._boot_programs(root_hash)
         self._disk(root_hash)
+        self._enrolment()
         self._update()
         manifest.write(self.order, self.locked, self.packages, self.vendor_files, OUT, self.name)
         shutil.rmtree(self.work)
@@ -203,15 +207,18 @@ class Assembly:
 
     def _boot_programs(self, root_hash: str) -> None:
         command_line = COMMAND_LINE.format(root_hash=root_hash, more=self.order.command_line).strip()
-        unsigned = OUT / f"{self.name}.unsigned.efi"
+        unsigned, reset = OUT / f"{self.name}.unsigned.efi", self.work / "factory-reset.efi"
         boot = self.packages / "usr/lib/systemd/boot/efi"
+        stub = f"--stub={boot}/linuxx64.efi.stub"
+        more = [f"--cmdline={command_line} {RESET_COMMAND_LINE}", f"--output={reset}"]
+        signing.run(["ukify", "build", f"--profile={RESET_PROFILE}", f"--stub={boot}/addonx64.efi.stub", *more])
         signing.run(
             [
                 "ukify",
                 "build",
                 f"--linux={self.packages}/boot/vmlinuz-{self.kernel}",
                 f"--initrd={self.work}/initrd.cpio.zst",
-                f"--stub={boot}/linuxx64.efi.stub",
+                stub,
                 f"--os-release=@{self.root}/usr/lib/os-release",
                 f"--uname={self.kernel}",
                 f"--cmdline={command_line}",
@@ -219,9 +226,11 @@ class Assembly:
                 f"--pcr-public-key={KEYS}/pcr.pub",
                 f"--phases={PHASES}",
                 "--pcr-banks=sha256",
+                f"--join-profile={reset}",
                 f"--output={unsigned}",
             ]
         )
+        signing.forget_last(unsigned, ".pcrsig")
         signer = signing.Signer(KEYS, self.epoch)
         signer.sign(unsigned, OUT / f"{self.name}.efi", OUT / f"{self.name}.efi.p7")
         (OUT / f"{self.name}.pcrsig.json").write_bytes(signing.section(unsigned, ".pcrsig"))
@@ -235,8 +244,6 @@ class Assembly:
         shutil.copyfile(self.work / "boot.efi", esp / "EFI/BOOT/BOOTX64.EFI")
         shutil.copyfile(OUT / f"{self.name}.efi", esp / f"EFI/Linux/sallyport_{self.order.version}.efi")
         shutil.copyfile(IMAGE / "disk/loader.conf", esp / "loader/loader.conf")
-        for path in [esp, *esp.rglob("*")]:
-            os.utime(path, (self.epoch, self.epoch))
         values = {
             "@VERSION@": self.order.version,
             "@ROOT_UUID@": str(uuid.UUID(root_hash[:32])),
@@ -244,20 +251,44 @@ class Assembly:
             "@OUT@": str(OUT),
             "@ESP@": str(esp),
         }
-        definitions = self.work / "repart.d"
-        definitions.mkdir()
-        for path in sorted((IMAGE / "disk").glob("*.conf")):
+        self._partitions(OUT / f"{self.name}.raw", IMAGE / "disk", esp, values)
+
+    def _partitions(self, disk: Path, definitions: Path, esp: Path, values: dict[str, str]) -> None:
+        """Makes a disk of the partitions that a folder defines."""
+        for path in [esp, *esp.rglob("*")]:
+            os.utime(path, (self.epoch, self.epoch))
+        filled = self.work / f"{disk.stem}.repart.d"
+        filled.mkdir()
+        for path in sorted(definitions.glob("*-*.conf")):
             text = path.read_text(encoding="utf-8")
             for key, value in values.items():
                 text = text.replace(key, value)
-            if path.name != "loader.conf":
-                (definitions / path.name).write_text(text, encoding="utf-8")
-        disk = OUT / f"{self.name}.raw"
+            (filled / path.name).write_text(text, encoding="utf-8")
         disk.unlink(missing_ok=True)
         options = ["--empty=create", "--size=auto", f"--seed={self.seed}", "--offline=yes", "--dry-run=no", "--split=no"]
-        signing.run(["systemd-repart", *options, f"--definitions={definitions}", disk])
+        signing.run(["systemd-repart", *options, f"--definitions={filled}", disk])
         allocated = disk.stat().st_blocks * 512
         report.say(f"{disk.name}: {disk.stat().st_size >> 20} MiB, of which {allocated >> 20} MiB are not holes")
+
+    def _enrolment(self) -> None:
+        """Makes the medium that puts our keys into the firmware of new hardware, unless the keys that sign these are elsewhere."""
+        medium = OUT / f"{self.name}.enrol.raw"
+        medium.unlink(missing_ok=True)
+        if not all((KEYS / f"{name}.key").exists() for name in ("PK", "KEK")):
+            report.say("no PK.key and KEK.key: there is no medium for enrolment")
+            return
+        esp = self.work / "enrol"
+        keys = esp / "loader/keys/auto"
+        for folder in (esp / "EFI/BOOT", keys):
+            folder.mkdir(parents=True)
+        for name in signing.NAMES:
+            content = variables.certificates([KEYS / f"{name}.crt"])
+            (keys / f"{name}.auth").write_bytes(variables.signed(name, content, KEYS, self.epoch))
+            # For the menus of firmwares, most of which take certificates in this form.
+            (esp / f"{name}.cer").write_bytes(variables.der((KEYS / f"{name}.crt").read_text(encoding="ascii")))
+        shutil.copyfile(self.work / "boot.efi", esp / "EFI/BOOT/BOOTX64.EFI")
+        shutil.copyfile(IMAGE / "disk/enrol/loader.conf", esp / "loader/loader.conf")
+        self._partitions(medium, IMAGE / "disk/enrol", esp, {"@ESP@": str(esp)})
 
     def _update(self) -> None:
         """Makes the file that running boxes are updated with, unless the release key is elsewhere: in a token, at another desk."""

@@ -43,17 +43,37 @@ def run(command: list[str | Path]) -> None:
 
 
 def section(program: Path, name: str) -> bytes:
-    """The content of one section of a boot program (PE/COFF)."""
+    """The content of the first section of this name in a boot program (PE/COFF)."""
     data = program.read_bytes()
+    return data[_sections(program, data, name)[0]]
+
+
+def forget_last(program: Path, name: str) -> None:
+    """Empties the last of several sections of signatures of PCR 11, which ukify makes for each profile.
+
+    The TPM gives the key of the data to whatever has such a signature, so a profile that must not have it has none.
+    """
+    data = bytearray(program.read_bytes())
+    *others, last = _sections(program, bytes(data), name)
+    if not others:
+        raise BuildError(f"{program.name} has one section {name} only")
+    data[last] = b"{}".ljust(last.stop - last.start)
+    program.write_bytes(data)
+
+
+def _sections(program: Path, data: bytes, name: str) -> list[slice]:
     (header,) = struct.unpack_from("<I", data, 0x3C)
     (count,) = struct.unpack_from("<H", data, header + 6)
     (optional,) = struct.unpack_from("<H", data, header + 20)
+    places = []
     for index in range(count):
         entry = header + 24 + optional + 40 * index
         found, size, _, stored, offset = struct.unpack_from("<8sIIII", data, entry)
         if found.rstrip(b"\0") == name.encode():
-            return data[offset : offset + min(size, stored)]
-    raise BuildError(f"{program.name} has no section {name}")
+            places.append(slice(offset, offset + min(size, stored)))
+    if not places:
+        raise BuildError(f"{program.name} has no section {name}")
+    return places
 
 
 def generate(folder: Path) -> None:

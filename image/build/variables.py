@@ -36,7 +36,13 @@ WIN_CERTIFICATE_GUID = 0x0EF1
 
 def certificates(files: Iterable[Path]) -> bytes:
     """Lists of certificates, one each, as their sizes differ. Each file is in PEM."""
-    return b"".join(_list(X509, [_der(path.read_text(encoding="ascii"))]) for path in files)
+    return b"".join(_list(X509, [der(path.read_text(encoding="ascii"))]) for path in files)
+
+
+def der(pem: str) -> bytes:
+    """A certificate in PEM as its bytes."""
+    body = pem.split("-----BEGIN CERTIFICATE-----")[1].split("-----END CERTIFICATE-----")[0]
+    return base64.b64decode(body)
 
 
 def hashes(digests: Iterable[bytes]) -> bytes:
@@ -105,8 +111,3 @@ def _value(der: bytes, tag: int) -> bytes:
         return der[2 : 2 + der[1]]
     count = der[1] & 0x7F
     return der[2 + count : 2 + count + int.from_bytes(der[2 : 2 + count], "big")]
-
-
-def _der(pem: str) -> bytes:
-    body = pem.split("-----BEGIN CERTIFICATE-----")[1].split("-----END CERTIFICATE-----")[0]
-    return base64.b64decode(body)
