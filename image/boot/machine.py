@@ -126,6 +126,8 @@ class Boot:
     def __init__(self, machine: Machine, hardware: Hardware) -> None:
         self.machine = machine
         self.port = machine.port
+        # How many lines of the console a dialogue is done with.
+        self.seen = 0
         self._hardware = hardware
         self.memory_mib = hardware.memory_mib
         self._lines: list[tuple[float, str]] = []

@@ -184,7 +184,7 @@ impl Cli {
             Command::Update(command) => command.run(&out),
             Command::Clock(command) => command.run(&the_box, &out),
             Command::Console(command) => command.run(&the_box),
-            Command::Machine(command) => command.run(&the_box),
+            Command::Machine(command) => command.run(&the_box, &out),
             Command::PowerButton(command) => command.run(),
             Command::TokenHelper { arguments } => {
                 sallyport_hsm::run_helper(arguments).context("the token's process ends")

@@ -9,7 +9,7 @@ use std::{
     io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
     os::{
         fd::AsFd as _,
-        unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
     time::Duration,
@@ -90,8 +90,10 @@ pub(crate) fn publish(folder: &Path, name: &str, notice: &Value) -> anyhow::Resu
     let write = || {
         let mut file =
             fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new)?;
-        // What the umask took.
-        file.set_permissions(fs::Permissions::from_mode(0o640))?;
+        // What the umask took; the reader of sticks may not change it, and need not.
+        if file.metadata()?.mode() & 0o777 != 0o640 {
+            file.set_permissions(fs::Permissions::from_mode(0o640))?;
+        }
         file.write_all(text.as_bytes())?;
         fs::rename(&new, &path)
     };

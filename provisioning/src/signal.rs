@@ -58,7 +58,7 @@ impl Signal {
     fn new(phase: Phase, refused: bool) -> Self {
         let (strokes, hertz, lights): (_, _, &[u8]) = match phase {
             Phase::Reading | Phase::Applying => (0, HIGH, &[SCROLL]),
-            Phase::Confirm => (1, HIGH, &[NUM]),
+            Phase::Confirm | Phase::Erase => (1, HIGH, &[NUM]),
             Phase::Writing => (0, HIGH, &[CAPS, SCROLL]),
             Phase::Done if !refused => (2, HIGH, &[]),
             Phase::Done | Phase::Failed => (3, LOW, &[CAPS]),

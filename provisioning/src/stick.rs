@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) mod apply;
 pub(crate) mod backup;
-mod device;
+pub(crate) mod device;
 pub(crate) mod inventory;
 pub(crate) mod read;
 pub(crate) mod restore;
@@ -35,6 +35,9 @@ pub(crate) const IN: &str = "in";
 pub(crate) const OUT: &str = "out";
 /// What the box did with a stick, in plain words; in [`OUT`].
 pub(crate) const RESULT: &str = "RESULT.txt";
+
+/// In [`IN`], where no stick can put it: officers approved that everything on the box is destroyed, and somebody typed the word.
+pub(crate) const ERASE: &str = "factory-reset";
 
 /// The folders on a stick that are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

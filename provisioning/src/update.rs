@@ -23,4 +23,4 @@ pub(crate) mod slots;
 pub(crate) mod system;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

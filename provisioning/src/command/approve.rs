@@ -178,7 +178,7 @@ impl Command {
             Self::Order { file, officer } => {
                 let text = files::read(&file, STICK_ORDER_BYTES_MAX)?;
                 let (order, sha256) = provision::Order::parse(&text)?;
-                ensure!(order.tells_of_people(), "this order needs no approval");
+                ensure!(order.needs_officer(), "this order needs no approval");
                 let what = format!("{} may do what {} says.", order.enclave, file.display());
                 officer.approve(&Consent::to_take_out(order.enclave, sha256), &what, out)
             }

@@ -48,9 +48,12 @@ pub(crate) struct Command {
     /// Print it once and end.
     #[arg(long)]
     once: bool,
-    /// Say that the data of this box could not be opened.
+    /// Show the notices only: neither server nor network are there yet.
     #[arg(long)]
-    recovery: bool,
+    early: bool,
+    /// End when this file is there.
+    #[arg(long, value_name = "FILE")]
+    until: Option<PathBuf>,
 }
 
 impl Command {
@@ -59,7 +62,7 @@ impl Command {
         let mut remark = None;
         let mut given = Signal::default();
         let is_linux_console = std::env::var_os("TERM").is_some_and(|term| term == "linux");
-        loop {
+        while !self.until.as_ref().is_some_and(|file| file.exists()) {
             let view = self.look(the_box);
             show_typing(!view.asking().is_some_and(|notice| notice.secret))?;
             let mut screen = view.text();
@@ -86,12 +89,13 @@ impl Command {
                 shown.clear();
             }
         }
+        show_typing(true)
     }
 
     fn look(&self, the_box: &TheBox) -> View {
         let provisioned = self.settings.join("sallyport.toml").exists();
         let state = match provisioned {
-            _ if self.recovery => State::Recovery,
+            _ if self.early => State::Early,
             false => State::Unprovisioned,
             true => match the_box.ask::<Status>(path::STATUS) {
                 Ok(status) => State::Running(Box::new(status)),
@@ -120,7 +124,7 @@ enum State {
     Unprovisioned,
     Silent(String),
     Running(Box<Status>),
-    Recovery,
+    Early,
 }
 
 /// What is on the screen.
@@ -146,9 +150,10 @@ impl View {
                 screen += "  This box is not set up yet. Plug in the provisioning stick.\n\n";
                 vec![("network", network)]
             }
-            State::Recovery => {
-                screen += "  THE DATA OF THIS BOX CANNOT BE OPENED.\n\
-                           \x20 Firmware, its keys or the TPM changed, or the disk was in another machine. The recovery key opens it.\n\n";
+            State::Early => {
+                if self.notices.is_empty() {
+                    screen += "  The box starts.\n";
+                }
                 vec![]
             }
             State::Silent(error) => {
@@ -354,5 +359,17 @@ mod tests {
         assert!(text.contains("  Stick\n    read\n") && !text.contains("Later"), "{text}");
         assert!(text.ends_with("  Write this down\n    abc\n    Last word: "), "{text}");
         assert!(text.contains("error    no socket"), "{text}");
+    }
+
+    #[test]
+    fn an_early_console_has_notices_only() {
+        let view = View {
+            version: "0.1.0".to_owned(),
+            state: State::Early,
+            addresses: vec![],
+            toys: vec![],
+            notices: vec![],
+        };
+        assert!(view.text().ends_with("The box starts.\n"), "{}", view.text());
     }
 }

@@ -12,13 +12,13 @@ use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use sallyport_volume::{Disk, DiskMut};
 
 /// An open medium.
-pub(super) struct Device {
+pub(crate) struct Device {
     file: File,
     bytes: u64,
 }
 
 impl Device {
-    pub(super) fn open(path: &Path, to_write: bool) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path, to_write: bool) -> anyhow::Result<Self> {
         let shown = path.display();
         let mut file = OpenOptions::new()
             .read(true)

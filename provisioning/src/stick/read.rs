@@ -55,7 +55,7 @@ pub(crate) fn read(
 }
 
 /// Leaves this process nothing but the files that are open, these folders, and the calls that copying takes.
-pub(super) fn confine(folders: &[PathBuf], out: &Output) -> anyhow::Result<()> {
+pub(crate) fn confine(folders: &[PathBuf], out: &Output) -> anyhow::Result<()> {
     let files = Files { reading_too: true, folders, devices: None };
     let confined = sandbox::settle().and_then(|()| sandbox::confine_files(&files));
     let enforced = confined.context("cannot enter the sandbox")?;

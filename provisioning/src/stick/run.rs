@@ -12,7 +12,7 @@ use clap::Args;
 use sallyport_core::admin::{BackupMade, BackupVerified, path};
 
 use super::{
-    Folder, OUT, RESULT,
+    ERASE, Folder, IN, OUT, RESULT,
     apply::ApplyArgs,
     backup::{Wish, Written},
     inventory::Inventory,
@@ -109,6 +109,9 @@ fn visit(args: &RunArgs, the_box: &TheBox, state: &StateFile, out: &Out) -> anyh
     }
     if inventory.of(Folder::Update, "update").next().is_some() {
         state.want_update()?;
+    }
+    if quarantine.join(IN).join(ERASE).exists() {
+        state.want_erase()?;
     }
     state.tell(Phase::Done, true, refused, &lines)?;
     out.note("Done: the stick can be pulled out.")?;

@@ -20,6 +20,8 @@ use crate::{
 
 /// Beside the notice: the stick brought a new version of the box, which a service of its own writes.
 const UPDATE: &str = "update-wanted";
+/// The same for a factory reset.
+const ERASE: &str = "erase-wanted";
 
 /// Where a stick stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +33,8 @@ pub(crate) enum Phase {
     Applying,
     /// Somebody is asked for the code of a provisioning document.
     Confirm,
+    /// Somebody is asked for the word that destroys everything.
+    Erase,
     /// Gate 1 writes to it.
     Writing,
     /// All is done.
@@ -45,6 +49,7 @@ impl Phase {
             Self::Reading => "The stick is being read",
             Self::Applying => "What the stick brought is being looked at",
             Self::Confirm => "A stick wants to make this machine a box",
+            Self::Erase => "A STICK WANTS TO DESTROY EVERYTHING ON THIS BOX",
             Self::Writing => "The stick is being written: do not pull it out",
             Self::Done => "The stick is done and can be pulled out",
             Self::Failed => "The stick could not be used",
@@ -86,12 +91,11 @@ impl StateFile {
     }
 
     /// Asks whoever stands at the console, and waits for a line. Meanwhile a keyboard is let in.
-    pub(crate) fn ask(&self, lines: &[String], ask: &str) -> anyhow::Result<String> {
+    pub(crate) fn ask(&self, phase: Phase, lines: &[String], ask: &str) -> anyhow::Result<String> {
         let path = self.0.as_deref().context("there is no console: say --state")?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         let question = Question::open(folder, &name)?;
-        let phase = Phase::Confirm;
         let (title, ask) = (phase.title(), Some(ask));
         let notice = Notice { title, phase, safe_to_remove: false, refused: false, lines, ask };
         publish(path, &notice)?;
@@ -100,8 +104,17 @@ impl StateFile {
 
     /// Asks for the service that writes updates.
     pub(crate) fn want_update(&self) -> anyhow::Result<()> {
+        self.want(UPDATE)
+    }
+
+    /// Asks for the service that destroys the keys of the data.
+    pub(crate) fn want_erase(&self) -> anyhow::Result<()> {
+        self.want(ERASE)
+    }
+
+    fn want(&self, mark: &str) -> anyhow::Result<()> {
         let Some(path) = &self.0 else { return Ok(()) };
-        let mark = path.with_file_name(UPDATE);
+        let mark = path.with_file_name(mark);
         fs::write(&mark, b"").with_context(|| format!("cannot write {}", mark.display()))
     }
 
@@ -112,7 +125,7 @@ impl StateFile {
         let consequence = match phase(path) {
             None | Some(Phase::Done) => return notice::withdraw(path),
             Some(Phase::Failed) => return Ok(()),
-            Some(Phase::Reading | Phase::Confirm) => "Nothing of it was used.",
+            Some(Phase::Reading | Phase::Confirm | Phase::Erase) => "Nothing of it was used.",
             Some(Phase::Applying) => {
                 "Each thing on it was done as a whole or not at all; what was done is in the audit log."
             }

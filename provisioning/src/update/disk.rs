@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use nix::{
-    fcntl::OFlag,
+    errno::Errno,
+    fcntl::{FallocateFlags, OFlag, fallocate},
     sys::stat::{major, minor},
 };
 
@@ -25,6 +26,8 @@ pub(crate) enum Access {
     Read,
     /// To write to it: fails if it is in use.
     Write,
+    /// To write to it whoever uses it.
+    Destroy,
 }
 
 /// A disk with partitions.
@@ -80,6 +83,27 @@ impl LocalDisk {
         Self::at(&Path::new("/dev").join(disk))
     }
 
+    /// The device of a partition; of an image file, the file itself.
+    pub(crate) fn device_of(&self, place: &Extent) -> anyhow::Result<PathBuf> {
+        match &self.sysfs {
+            Some(sysfs) => self.device(sysfs, place),
+            None => Ok(self.path.clone()),
+        }
+    }
+
+    /// Has the medium forget a partition, whoever uses it; answers whether it can. What is read there afterwards are zeros.
+    pub(crate) fn discard(&self, place: &Extent) -> anyhow::Result<bool> {
+        let path = self.device_of(place)?;
+        let start = if self.sysfs.is_some() { 0 } else { place.start };
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match fallocate(&file, hole, i64::try_from(start)?, i64::try_from(place.bytes)?) {
+            Err(Errno::EOPNOTSUPP) => Ok(false),
+            done => done.map(|()| true).context("the partition cannot be discarded"),
+        }
+    }
+
     /// The device of a partition, if it lies where the table says.
     fn device(&self, sysfs: &Path, place: &Extent) -> anyhow::Result<PathBuf> {
         let number = |folder: &Path, name: &str| -> Option<u64> {
@@ -133,7 +157,7 @@ impl Disk for LocalDisk {
 fn open(path: &Path, access: Access, flags: OFlag) -> anyhow::Result<File> {
     let with = |flags: OFlag| {
         let mut options = OpenOptions::new();
-        options.read(true).write(access == Access::Write).custom_flags(flags.bits()).open(path)
+        options.read(true).write(access != Access::Read).custom_flags(flags.bits()).open(path)
     };
     let opened = match with(flags | OFlag::O_DIRECT) {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => with(flags),

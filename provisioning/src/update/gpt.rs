@@ -102,6 +102,14 @@ impl Table {
         Ok(())
     }
 
+    /// Takes a partition out; nothing is written yet.
+    pub(crate) fn remove(&mut self, partition: &Partition) -> anyhow::Result<()> {
+        let at = partition.index * ENTRY_BYTES;
+        let place = self.entries.get_mut(at..at + ENTRY_BYTES).context("no such partition")?;
+        place.fill(0);
+        Ok(())
+    }
+
     /// Whether both copies are good and alike.
     pub(crate) fn is_sound(&self) -> bool {
         let good =

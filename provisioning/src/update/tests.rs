@@ -1,6 +1,6 @@
 //! Updates over a disk in memory that keeps a record of every write and every flush.
 
-mod bench;
+pub(crate) mod bench;
 mod boot_partition;
 mod power_cuts;
 mod programs;

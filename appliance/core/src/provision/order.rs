@@ -44,7 +44,10 @@ pub struct Order {
     /// A backup of the box, encrypted to the recovery officers.
     #[serde(default)]
     pub backup: bool,
-    /// The last day of an order for something that tells of people.
+    /// Factory reset: everything on the box is destroyed, once somebody has typed a word at its console.
+    #[serde(default)]
+    pub factory_reset: bool,
+    /// The last day of an order for something that officers must approve.
     #[serde(default)]
     pub until: Option<Date>,
 }
@@ -65,13 +68,19 @@ impl Order {
         if order.export.len() > PROVISION_NAMES_MAX {
             return wrong("export", "there are too many peers");
         }
-        if order.tells_of_people() && order.until.is_none() {
+        if order.needs_officer() && order.until.is_none() {
             return wrong("until", "write the last day on which the box shall do this");
         }
         Ok((order, sha256))
     }
 
-    /// Whether it asks for what an officer must approve: codes, with which accounts are taken over, logs, and backups.
+    /// Whether an officer must approve it.
+    #[must_use]
+    pub fn needs_officer(&self) -> bool {
+        self.tells_of_people() || self.factory_reset
+    }
+
+    /// Whether it asks for codes, with which accounts are taken over, logs, or backups.
     #[must_use]
     pub fn tells_of_people(&self) -> bool {
         self.codes || self.audit || self.journal || self.backup
@@ -95,18 +104,19 @@ mod tests {
     }
 
     #[test]
-    fn what_tells_of_people_has_a_last_day() {
+    fn what_officers_approve_has_a_last_day() {
         let head = "enclave = 'alpha.example'\n";
         let order = parse(&format!("{head}export = ['bravo.example']\ncard = true")).unwrap();
-        assert!(!order.tells_of_people() && order.is_timely(Millis(0)));
-        for what in ["codes", "audit", "journal", "backup"] {
+        assert!(!order.needs_officer() && order.is_timely(Millis(0)));
+        for what in ["codes", "audit", "journal", "backup", "factory_reset"] {
             let error = parse(&format!("{head}{what} = true")).unwrap_err();
             assert!(error.contains("until: write the last day"), "{error}");
             let order = parse(&format!("{head}{what} = true\nuntil = '2026-11-22'")).unwrap();
             // Millis of the 22nd of November 2026, 01:03.
             let now = Millis(1_795_309_385_999);
             let day = 24 * 60 * 60 * 1000;
-            assert!(order.tells_of_people() && order.is_timely(now));
+            assert!(order.needs_officer() && order.is_timely(now));
+            assert_eq!(order.tells_of_people(), what != "factory_reset");
             assert!(!order.is_timely(Millis(now.0 + day)), "it is over");
             assert!(!order.is_timely(Millis(now.0 - 40 * day)), "it is far away");
         }

@@ -7,7 +7,7 @@ use sallyport_core::{
 };
 
 use super::Gate;
-use crate::command::provision::Shown;
+use crate::{command::provision::Shown, stick::state::Phase};
 
 /// How often somebody may mistype.
 const ATTEMPTS: usize = 3;
@@ -49,7 +49,7 @@ impl Gate<'_> {
         }
         let question = "Type the code that the officers brought on paper, or nothing to refuse:";
         for _ in 0..ATTEMPTS {
-            let typed = self.state.ask(&lines, question)?;
+            let typed = self.state.ask(Phase::Confirm, &lines, question)?;
             if code.is(&typed) {
                 return Ok(());
             }

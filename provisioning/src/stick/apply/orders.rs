@@ -22,9 +22,14 @@ use sallyport_core::{
 
 use super::{Gate, approvals::Lying, rosters::write_codes};
 use crate::{
-    command::{audit, stick},
+    command::{audit, machine::WORD, stick},
     files,
-    stick::{Folder, backup::Wish, inventory::Brought, state::Report},
+    stick::{
+        ERASE, Folder, IN,
+        backup::Wish,
+        inventory::Brought,
+        state::{Phase, Report},
+    },
 };
 
 /// The certificate of the enclave CA, in the folder `OUT`.
@@ -58,6 +63,13 @@ impl Gate<'_> {
                         let approvals = lying.for_this(&wanted);
                         things.push(wanted.clone());
                         let came = self.people(record, status, &order, &wanted, &approvals, sha256);
+                        report.note(&file.shown(), came);
+                    }
+                    if order.factory_reset {
+                        let wanted = Consent::to_take_out(order.enclave.clone(), sha256);
+                        let approvals = lying.for_this(&wanted);
+                        things.push(wanted.clone());
+                        let came = self.factory_reset(record, status, &order, &wanted, &approvals);
                         report.note(&file.shown(), came);
                     }
                 }
@@ -193,6 +205,41 @@ impl Gate<'_> {
             None => "A full backup is made now: the stick has none that it could follow.",
         }
         .to_owned())
+    }
+
+    /// Everything on the box is destroyed as soon as the visit of the stick is over: as many officers approved the order as a changed document takes,
+    /// its day has not passed, and somebody types a word.
+    fn factory_reset(
+        &self,
+        record: &Provisioned,
+        status: &Status,
+        order: &Order,
+        wanted: &Consent,
+        approvals: &[Approval],
+    ) -> anyhow::Result<Vec<String>> {
+        let officers = &record.document().officers;
+        verify(approvals, &officers.trusted_keys, None, wanted)?.require(
+            officers.provision_approvals.into(),
+            || "the factory reset".to_owned(),
+            || "sallyctl approve order FILE --token TOKEN --out APPROVAL".to_owned(),
+        )?;
+        ensure!(order.is_timely(status.now), "its last day has passed, or is too far away");
+        ensure!(
+            self.args.ask,
+            "nobody can be asked here: a factory reset takes somebody at the console of the box"
+        );
+        let lines = [
+            format!("Officers of {} approved a factory reset.", order.enclave),
+            "Accounts, messages, files and keys of this box, its settings and its log: nobody can bring them back, not with the recovery key either.".to_owned(),
+        ];
+        let question = format!("Type {WORD} to destroy it, or nothing to refuse:");
+        let typed = self.state.ask(Phase::Erase, &lines, &question)?;
+        ensure!(typed.trim() == WORD, "it was refused at the console");
+        files::write_new(&self.args.quarantine.join(IN).join(ERASE), b"")?;
+        Ok(vec![
+            "Everything on this box is destroyed now. It starts again as it was delivered."
+                .to_owned(),
+        ])
     }
 
     /// The journal as it lies on the disk, the newest files first, as many as there is room for.

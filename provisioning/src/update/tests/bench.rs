@@ -247,23 +247,7 @@ pub(super) fn disk(runs: &Image, older: &Image) -> MemoryDisk {
         (linux, b.1, "root-b-verity", TREE_BYTES),
         (linux, Guid([8; 16]), "data", 1 << 20),
     ];
-    let mut bytes = vec![0; 1 << 20];
-    let mut entries = Vec::new();
-    for (kind, id, label, size) in partitions {
-        let first = bytes.len() as u64 / 512;
-        entries.extend(kind.to_disk());
-        entries.extend(id.to_disk());
-        entries.extend(first.to_le_bytes());
-        entries.extend((first + size / 512 - 1).to_le_bytes());
-        entries.extend([0; 8]);
-        let mut label: Vec<u8> = label.encode_utf16().flat_map(u16::to_le_bytes).collect();
-        label.resize(72, 0);
-        entries.extend(label);
-        bytes.resize(bytes.len() + usize::try_from(size).unwrap(), 0);
-    }
-    entries.resize(128 * 128, 0);
-    bytes.resize(bytes.len() + (1 << 20), 0);
-    write_table(&mut bytes, &entries);
+    let mut bytes = laid_out(&partitions);
     format(&mut bytes[1 << 20..][..usize::try_from(ESP_BYTES).unwrap()], SECTOR_BYTES);
     let disk = MemoryDisk::new(bytes);
     let layout = disk.layout().unwrap();
@@ -281,6 +265,40 @@ pub(super) fn disk(runs: &Image, older: &Image) -> MemoryDisk {
     }
     disk.kept().events.clear();
     disk
+}
+
+/// An image of a disk with a data partition and others around it; where the former is.
+pub(crate) fn data_disk(path: &Path) -> Extent {
+    let linux = Guid([1; 16]);
+    let partitions = [
+        (ESP, Guid([9; 16]), "ESP", ESP_BYTES),
+        (linux, Guid([8; 16]), "sallyport-data", 40 << 20),
+        (linux, Guid([7; 16]), "root-b", SLOT_BYTES),
+    ];
+    std::fs::write(path, laid_out(&partitions)).unwrap();
+    Extent { start: (1 << 20) + ESP_BYTES, bytes: 40 << 20 }
+}
+
+/// A disk with these partitions, each with kind, id, label and size, one after the other from 1 MiB on.
+fn laid_out(partitions: &[(Guid, Guid, &str, u64)]) -> Vec<u8> {
+    let mut bytes = vec![0; 1 << 20];
+    let mut entries = Vec::new();
+    for (kind, id, label, size) in partitions {
+        let first = bytes.len() as u64 / 512;
+        entries.extend(kind.to_disk());
+        entries.extend(id.to_disk());
+        entries.extend(first.to_le_bytes());
+        entries.extend((first + size / 512 - 1).to_le_bytes());
+        entries.extend([0; 8]);
+        let mut label: Vec<u8> = label.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        label.resize(72, 0);
+        entries.extend(label);
+        bytes.resize(bytes.len() + usize::try_from(*size).unwrap(), 0);
+    }
+    entries.resize(128 * 128, 0);
+    bytes.resize(bytes.len() + (1 << 20), 0);
+    write_table(&mut bytes, &entries);
+    bytes
 }
 
 pub(super) fn install(boot: &mut Boot<Part>, entry: Entry, image: &Image) -> anyhow::Result<()> {

@@ -117,7 +117,7 @@ pub fn provision(bytes: &[u8]) {
         assert_eq!(again.expect("what was made can be written"), Some(record));
     }
     if let Ok((order, _)) = Order::parse(bytes) {
-        assert!(!order.tells_of_people() || order.until.is_some());
+        assert!(!order.needs_officer() || order.until.is_some());
     }
     if let Ok(record) = Provisioned::decode(bytes) {
         assert_eq!(record.encode().ok().as_deref(), Some(bytes), "a record has one encoding");
