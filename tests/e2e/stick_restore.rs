@@ -36,7 +36,7 @@ impl Unit {
         let unit = Self { enclave: Enclave::with_officer("alpha", folder)? };
         keys(unit.enclave.desk())?;
         // The server runs on with what the harness gave it, which is the same and a way in without TLS.
-        unit.document("box", 1, "keys")?;
+        unit.document("box", 1)?;
         let stick = Medium::fat32(&folder.join("first"), &["PROVISION"])?;
         for file in ["box.toml", "box.approval"] {
             stick.put(&unit.enclave.desk().path(file), "PROVISION", file)?;
@@ -45,19 +45,18 @@ impl Unit {
         Ok(unit)
     }
 
-    /// A signed document on the desk, for a box with this token.
-    fn document(&self, name: &str, serial: u32, token: &str) -> Result<()> {
+    /// A signed document on the desk. The token is a file among the data of the machine.
+    fn document(&self, name: &str, serial: u32) -> Result<()> {
         let (plan, desk) = (self.enclave.plan(), self.enclave.desk());
         let officer = fs::read_to_string(desk.path("officer.public"))?;
         let recovery = desk.recovery_key("alpha.example")?;
         let text = format!(
             "serial = {serial}\nserver_name = \"alpha.example\"\npublic_url = \"{}\"\nlisten = [\"{}\"]\n\
              allow_software_keys = true\nunattended = true\n[tls]\nnames = [\"{}\"]\n[officers]\ntrusted_keys = [\"{officer}\"]\n\
-             recovery_keys = [\"{recovery}\"]\n[token]\nkind = \"software\"\npath = {:?}\n",
+             recovery_keys = [\"{recovery}\"]\n[token]\nkind = \"software\"\n",
             plan.url(),
             plan.address,
             plan.address.ip(),
-            plan.folder.join(token),
         );
         fs::write(desk.path(&format!("{name}.toml")), text)?;
         let (file, approval) = (format!("{name}.toml"), format!("{name}.approval"));
@@ -240,12 +239,12 @@ fn restore(unit: &mut Unit, stick: &Medium) -> Result<()> {
 
     let grant_code = grant(unit, stick, &request_code)?;
 
-    // Back at the machine, with the document that names its own token.
+    // Back at the machine, with a later document.
     stick.mkdir("PROVISION")?;
     stick.put(&desk.path("restore.grant"), "PROVISION", "restore.grant")?;
     let refusal = unit.refused(stick, &["--confirm", "0000 0000 0000 0000"])?;
     ensure!(refusal.contains("another grant"), "{refusal}");
-    unit.document("next", 2, "keys-of-the-new-token")?;
+    unit.document("next", 2)?;
     stick.put(&desk.path("next.toml"), "PROVISION", "next.toml")?;
     // A document that nobody approved: nothing is restored, and the machine is as empty as before.
     unit.visited(stick, &["--confirm", &grant_code])?;
