@@ -21,8 +21,10 @@ SET_CONFIGURATION, GET_CONFIGURATION, CONFIGURATION_STATUS = 6, 7, 8
 SET_ALTERNATE, GET_ALTERNATE, ALTERNATE_STATUS = 9, 10, 11
 START_INTERRUPTS, STOP_INTERRUPTS, INTERRUPTS_STATUS = 15, 16, 17
 CONTROL, BULK, INTERRUPT = 100, 101, 103
-# What both sides say of a device: its version, the packet sizes of its endpoints, and bulk lengths of 32 bits.
-CAPABILITIES = 1 << 1 | 1 << 4 | 1 << 6
+# What both sides must know at an XHCI controller: a device's version, packet sizes of endpoints, ids of 64 bits, bulk lengths of 32 bits.
+CAPABILITIES = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 6
+# Headers, before and after both sides said what they know.
+HEADER, LONG_HEADER = struct.Struct("<III"), struct.Struct("<IIQ")
 SUCCESS, STALL = 0, 4
 TYPE_CONTROL, TYPE_BULK, TYPE_INTERRUPT, TYPE_NONE = 0, 2, 3, 255
 HIGH_SPEED = 2
@@ -53,6 +55,7 @@ class Gadget:
         self._configured = False
         self._described = False
         self._listening = False
+        self._header = HEADER
         self._reading: deque[tuple[int, int]] = deque()
         path = boot.machine.folder / f"{name}.sock"
         path.unlink(missing_ok=True)
@@ -110,11 +113,12 @@ class Gadget:
             version = b"a device in software".ljust(64, b"\0")
             self._send(HELLO, 0, version + struct.pack("<I", CAPABILITIES))
             while True:
-                kind, length, number = struct.unpack("<III", self._receive(12))
+                kind, length, number = self._header.unpack(self._receive(self._header.size))
                 self._take(kind, number, self._receive(length))
 
     def _take(self, kind: int, number: int, body: bytes) -> None:
         if kind == HELLO:
+            self._header = LONG_HEADER
             self._introduce()
         elif kind == SET_CONFIGURATION:
             self._note("_configured", self._configured or body[0] != 0)
@@ -214,7 +218,7 @@ class Gadget:
         self._send(BULK, number, head + content)
 
     def _send(self, kind: int, number: int, body: bytes) -> None:
-        self._link.sendall(struct.pack("<III", kind, len(body), number) + body)
+        self._link.sendall(self._header.pack(kind, len(body), number) + body)
 
     def _receive(self, length: int) -> bytes:
         received = b""

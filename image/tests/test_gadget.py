@@ -61,6 +61,7 @@ class FakeQemu:
         self.link = socket.socket(socket.AF_UNIX)
         self.link.settimeout(10)
         self.ordered: list[str] = []
+        self.header = gadget.HEADER
 
     def command(self, name: str, **arguments: object) -> None:
         self.ordered.append(name)
@@ -68,10 +69,10 @@ class FakeQemu:
             self.link.connect(str(self.machine.folder / f"{arguments['id']}.sock"))
 
     def send(self, kind: int, number: int, body: bytes) -> None:
-        self.link.sendall(struct.pack("<III", kind, len(body), number) + body)
+        self.link.sendall(self.header.pack(kind, len(body), number) + body)
 
     def receive(self) -> tuple[int, int, bytes]:
-        kind, length, number = struct.unpack("<III", self._read(12))
+        kind, length, number = self.header.unpack(self._read(self.header.size))
         return kind, number, self._read(length)
 
     def _read(self, length: int) -> bytes:
@@ -104,6 +105,7 @@ class Redirection(unittest.TestCase):
         kind, _, body = qemu.receive()
         self.assertEqual((kind, len(body)), (gadget.HELLO, 68))
         qemu.send(gadget.HELLO, 0, bytes(64) + struct.pack("<I", 0xFF))
+        qemu.header = gadget.LONG_HEADER
         return qemu, device
 
     def test_both_in_one_are_told_as_such(self) -> None:
