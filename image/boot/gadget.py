@@ -38,7 +38,8 @@ REPORT_DESCRIPTOR = bytes.fromhex(
     "05010906a101050719e029e71500250175019508810295017508810195057501050819012905910295017503910195067508150025650507190029658100c0"
 )
 ENTER = 0x28
-CALM_S = 0.05
+PRESSED_S = 0.02
+RELEASED_S = 0.4
 PATIENCE_S = 120.0
 
 
@@ -99,8 +100,8 @@ class Gadget:
             for pressed in (code, 0):
                 report = bytes([0, 0, pressed, 0, 0, 0, 0, 0])
                 self._send(INTERRUPT, 0, struct.pack("<BBH", KEYBOARD_IN, SUCCESS, len(report)) + report)
-                # As fast as nobody types: the machine asks 125 times a second at most.
-                time.sleep(CALM_S)
+                # Not held down for long, or it repeats; and then as slowly as a machine under emulation can follow.
+                time.sleep(PRESSED_S if pressed else RELEASED_S)
 
     def _wait(self, condition: object, what: str) -> None:
         assert callable(condition)

@@ -35,6 +35,8 @@ STARVED_MAX = 5
 SCREEN_STARTS = "  SALLYPORT "
 VARIABLES = "/mnt/vm/variables.fd"
 POLL_S = 0.05
+# A screen of which no more comes for so long is complete.
+DRAWN_S = 1.0
 HTTPS_POLL_S = 0.2
 HTTPS_TIMEOUT_S = 5.0
 MONITOR_TIMEOUT_S = 120.0
@@ -185,7 +187,8 @@ class Boot:
                 for _, line in self._lines:
                     screen = [line] if SCREEN_STARTS in line else [*screen, line]
                 text = "\n".join(screen)
-                if shown in text and gone not in text:
+                complete = bool(self._lines) and self.elapsed() - self._lines[-1][0] > DRAWN_S
+                if complete and shown in text and gone not in text:
                     return
                 left = deadline - time.monotonic()
                 if left <= 0 or self._ended:
