@@ -19,7 +19,7 @@ BUILT := SALLYPORT_BUILT=1
 # The builder of images: Python of this machine, everything that decides a byte in a tree of locked tools.
 IMAGE := PYTHONPATH=image PYTHONDONTWRITEBYTECODE=1 python3 -m build
 MACHINES := PYTHONPATH=image PYTHONDONTWRITEBYTECODE=1 python3 -m boot
-IMAGE_OPTIONS := $(if $(KEYS),--keys $(KEYS)) $(if $(PACKAGES),--packages $(PACKAGES)) $(if $(KEEP),--keep $(KEEP)) $(if $(BINARIES),--binaries $(BINARIES)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(filter any,$(RUST)),--any-rust)
+IMAGE_OPTIONS := $(if $(KEYS),--keys $(KEYS)) $(if $(PACKAGES),--packages $(PACKAGES)) $(if $(KEEP),--keep $(KEEP)) $(if $(SIGNATURES),--signatures $(SIGNATURES)) $(if $(BINARIES),--binaries $(BINARIES)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(filter any,$(RUST)),--any-rust)
 
 .PHONY: help
 help: ## Show this list

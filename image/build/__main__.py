@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     image.add_argument("--tokens", default=resolve.TOKENS, help="for which tokens, by commas: see lock/token-*.want; `vendor:FOLDER`, `none`")
     image.add_argument("--packages", type=Path, help="folder with what a release kept: packages and crates")
     image.add_argument("--keep", type=Path, help="folder for packages and crates that this image is made of and with")
+    image.add_argument("--signatures", type=Path, help="folder of a release: its public keys and signatures, in place of keys")
     image.add_argument("--binaries", type=Path, help="folder with programs compiled elsewhere: for development only")
     image.add_argument("--overlay", type=Path, help="folder with more files for the root, over our own: for development only")
     image.add_argument("--command-line", default="", help="more for the kernel's command line: for development only")
@@ -81,7 +82,7 @@ def build(arguments: argparse.Namespace) -> None:
         programs.keep_crates(REPOSITORY, arguments.keep)
         report.say(f"kept: {arguments.keep}")
     vendors = {f"vendor-{number}": tokens.vendor_files(folder) for number, folder in enumerate(chosen.vendors)}
-    keys = arguments.keys or test_keys(tools)
+    keys = arguments.keys or arguments.signatures or test_keys(tools)
     recorded: dict[str, object] = {
         "tools": {"packages": len(locks["tools"].packages), "lock_sha256": pool.digest(LOCKS / "tools.lock")},
         "root_lock_sha256": pool.digest(LOCKS / "root.lock"),
@@ -107,9 +108,9 @@ def build(arguments: argparse.Namespace) -> None:
         "tokens": chosen.kinds,
         "vendors": list(vendors),
     }
-    overlay = [Mount(arguments.overlay, "overlay")] if arguments.overlay else []
+    given = {"overlay": arguments.overlay, "signatures": arguments.signatures}
     mounts = [
-        *overlay,
+        *(Mount(folder, name) for name, folder in given.items() if folder),
         Mount(REPOSITORY / "image", "image"),
         Mount(packages.folder, "pool"),
         Mount(keys, "keys"),

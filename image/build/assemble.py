@@ -26,6 +26,9 @@ IMAGE = Path("/mnt/image")
 POOL = Path("/mnt/pool")
 KEYS = Path("/mnt/keys")
 BINARIES = Path("/mnt/binaries")
+# Of a release, to build the same without its keys; there only if it was given.
+SIGNATURES = Path("/mnt/signatures")
+PUBLIC_KEYS = ("db.crt", "pcr.pub", "update.pub")
 OUT = Path("/mnt/out")
 # More files for the root, of an image for development.
 OVERLAY = Path("/mnt/overlay")
@@ -207,6 +210,7 @@ class Assembly:
 
     def _boot_programs(self, root_hash: str) -> None:
         command_line = COMMAND_LINE.format(root_hash=root_hash, more=self.order.command_line).strip()
+        made = SIGNATURES if SIGNATURES.exists() else None
         unsigned, reset = OUT / f"{self.name}.unsigned.efi", self.work / "factory-reset.efi"
         boot = self.packages / "usr/lib/systemd/boot/efi"
         stub = f"--stub={boot}/linuxx64.efi.stub"
@@ -222,7 +226,7 @@ class Assembly:
                 f"--os-release=@{self.root}/usr/lib/os-release",
                 f"--uname={self.kernel}",
                 f"--cmdline={command_line}",
-                f"--pcr-private-key={KEYS}/pcr.key",
+                f"--pcr-private-key={signing.passing_key(self.work) if made else KEYS / 'pcr.key'}",
                 f"--pcr-public-key={KEYS}/pcr.pub",
                 f"--phases={PHASES}",
                 "--pcr-banks=sha256",
@@ -230,8 +234,12 @@ class Assembly:
                 f"--output={unsigned}",
             ]
         )
+        if made:
+            signing.give_first(unsigned, ".pcrsig", made, f"{self.name}.pcrsig.json")
         signing.forget_last(unsigned, ".pcrsig")
-        signer = signing.Signer(KEYS, self.epoch)
+        for name in PUBLIC_KEYS:
+            shutil.copyfile(KEYS / name, OUT / name)
+        signer = signing.Signer(KEYS, self.epoch, made)
         signer.sign(unsigned, OUT / f"{self.name}.efi", OUT / f"{self.name}.efi.p7")
         (OUT / f"{self.name}.pcrsig.json").write_bytes(signing.section(unsigned, ".pcrsig"))
         signer.sign(boot / "systemd-bootx64.efi", self.work / "boot.efi", OUT / "systemd-boot.efi.p7")

@@ -14,21 +14,29 @@ from .files import BuildError
 OWNER = uuid.UUID("5c1d9a37-24b8-4c56-9ec1-5d6a4e0f7b10")
 # The key itself stands at the end of its DER form.
 ED25519_BYTES = 32
+PCR_KEY_BITS = 2048
 NAMES = {"PK": "platform key", "KEK": "key exchange key", "db": "boot programs"}
 
 
 class Signer:
-    """Signs with the key of the firmware's list of allowed programs (`db`)."""
+    """Signs with the key of the firmware's list of allowed programs (`db`), or puts on signatures that a release brought (`made`)."""
 
-    def __init__(self, keys: Path, epoch: int) -> None:
+    def __init__(self, keys: Path, epoch: int, made: Path | None = None) -> None:
         self._keys = keys
         self._epoch = epoch
+        self._made = made
 
     def sign(self, program: Path, signed: Path, detached: Path) -> None:
         """Writes the signed program, and its signature (PKCS #7, DER). The time in it is the lock's date."""
         certificate, key = self._keys / "db.crt", self._keys / "db.key"
         for path in (signed, detached):
             path.unlink(missing_ok=True)
+        if self._made:
+            detached.write_bytes(_given(self._made, detached.name))
+            attach: list[str | Path] = ["osslsigncode", "attach-signature", "-sigin", detached, "-CAfile", certificate]
+            run([*attach, "-in", program, "-out", signed])
+            run(["sbverify", "--cert", certificate, signed])
+            return
         order = ["osslsigncode", "sign", "-h", "sha256", "-st", str(self._epoch), "-certs", certificate, "-key", key]
         run([*order, "-in", program, "-out", signed])
         run(["osslsigncode", "extract-signature", "-in", signed, "-out", detached])
@@ -61,6 +69,31 @@ def forget_last(program: Path, name: str) -> None:
     program.write_bytes(data)
 
 
+def give_first(program: Path, name: str, folder: Path, file: str) -> None:
+    """Puts what a release brought into the first section of a name: the signature of PCR 11, which is as long whoever makes it."""
+    data = bytearray(program.read_bytes())
+    place = _sections(program, bytes(data), name)[0]
+    content = _given(folder, file)
+    if len(content) != place.stop - place.start:
+        raise BuildError(f"{file} does not fit: its key has another length")
+    data[place] = content
+    program.write_bytes(data)
+
+
+def passing_key(folder: Path) -> Path:
+    """A key for a signature that is replaced at once."""
+    key = folder / "passing.key"
+    run(["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", f"rsa_keygen_bits:{PCR_KEY_BITS}", "-out", key])
+    return key
+
+
+def _given(folder: Path, name: str) -> bytes:
+    path = folder / name
+    if not path.exists():
+        raise BuildError(f"the folder of signatures has no {name}: take that of the release of this version")
+    return path.read_bytes()
+
+
 def _sections(program: Path, data: bytes, name: str) -> list[slice]:
     (header,) = struct.unpack_from("<I", data, 0x3C)
     (count,) = struct.unpack_from("<H", data, header + 6)
@@ -85,7 +118,7 @@ def generate(folder: Path) -> None:
         files: list[str | Path] = ["-keyout", folder / f"{name}.key", "-out", folder / f"{name}.crt"]
         run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-sha256", "-nodes", "-days", "7300", "-subj", subject, *files])
     if not (folder / "pcr.pub").exists():
-        run(["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", folder / "pcr.key"])
+        run(["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", f"rsa_keygen_bits:{PCR_KEY_BITS}", "-out", folder / "pcr.key"])
         run(["openssl", "pkey", "-in", folder / "pcr.key", "-pubout", "-out", folder / "pcr.pub"])
     if not (folder / "update.pub").exists():
         run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", folder / "update.key"])

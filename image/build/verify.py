@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Set
 from pathlib import Path
 
 from . import report
@@ -17,6 +18,8 @@ from .pool import digest
 
 # Work in progress and caches, which nobody is given.
 NOT_ARTEFACTS = {"cargo", "vendor", "new"}
+# Ends of what nobody makes without the keys, and of what lists it.
+WITH_KEYS = (".update", ".enrol.raw", ".manifest.json", "SHA256SUMS")
 # Who the second build is made by.
 ANOTHER_ID = 4711
 # Copied for the second build: everything that is under version control, and nothing else.
@@ -28,7 +31,7 @@ class Different(Exception):
 
 
 def run(repository: Path, folder: Path, binaries: Path | None) -> None:
-    """Builds twice below `folder`, and fails if a single bit differs."""
+    """Builds twice below `folder`, and once more with the signatures of the first in place of keys; fails if a single bit differs."""
     shutil.rmtree(folder, ignore_errors=True)
     here, there = folder / "first", folder / "another place with a long name/second"
     sources = there / "sources"
@@ -39,11 +42,15 @@ def run(repository: Path, folder: Path, binaries: Path | None) -> None:
     _build(repository, here, more, plain, umask=0o022, another_user=False)
     _build(sources, there / "artefacts", more, other, umask=0o077, another_user=True)
     compare(here, there / "artefacts")
+    keyless = folder / "without keys"
+    programs = binaries.resolve() if binaries else here / "cargo/release"
+    _build(repository, keyless, ["--binaries", str(programs), "--signatures", str(here)], plain, umask=0o022, another_user=False)
+    compare(here, keyless, {name for path in here.iterdir() if (name := path.name).endswith(WITH_KEYS)})
 
 
-def compare(first: Path, second: Path) -> None:
-    """Compares two folders of artefacts."""
-    names = sorted({path.name for folder in (first, second) for path in folder.iterdir()} - NOT_ARTEFACTS)
+def compare(first: Path, second: Path, without: Set[str] = frozenset()) -> None:
+    """Compares two folders of artefacts, but for some."""
+    names = sorted({path.name for folder in (first, second) for path in folder.iterdir()} - NOT_ARTEFACTS - without)
     different = []
     for name in names:
         found = [digest(folder / name) if (folder / name).exists() else "absent" for folder in (first, second)]
