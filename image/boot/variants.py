@@ -174,9 +174,10 @@ class Variants:
 
     def bare(self, version: str) -> Variant:
         """The image without a unit of ours: something else answers on the port of the server. What our own units cost is the difference."""
-        units = (REPOSITORY / "image/system/overlay" / UNITS).glob("sallyport*")
-        # An empty unit is a masked one (systemd.unit(5)).
-        overlay = {f"{UNITS}/{unit.name}": "" for unit in units}
+        ours = REPOSITORY / "image/system/overlay" / UNITS
+        # An empty unit is a masked one (systemd.unit(5)), and what ours add to others waits for them.
+        empty = [*ours.glob("sallyport*"), *ours.glob("*.d/*.conf")]
+        overlay = {f"{UNITS}/{path.relative_to(ours)}": "" for path in empty}
         overlay[f"{UNITS}/answer.service"] = "[Unit]\nAfter=network.target\n[Service]\nExecStart=/usr/bin/sallyport\n"
         overlay[f"{UNITS}/multi-user.target.d/answer.conf"] = "[Unit]\nWants=answer.service\n"
         return self.broken(f"bare-{version}", version, ANSWERS, overlay)
