@@ -74,6 +74,8 @@ MEMORY = """\
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+/* Of /proc/meminfo, in its order. */
+#define ROWS " MemTotal MemFree MemAvailable Cached Active(file) Inactive(file) Unevictable Shmem Slab SUnreclaim KernelStack PageTables Percpu "
 static void tell(const char *text) {
   FILE *log = fopen("/dev/kmsg", "w");
   if (log) { fprintf(log, "<2>measure: %s\\n", text); fclose(log); }
@@ -83,9 +85,11 @@ int main(void) {
     char line[512], said[1024];
     FILE *memory = fopen("/proc/meminfo", "r");
     snprintf(said, sizeof said, "round %d", round);
-    for (int n = 0; memory && n < 5 && fgets(line, sizeof line, memory); n++) {
-      char name[64]; long kib;
-      if (sscanf(line, "%63[^:]: %ld", name, &kib) == 2) snprintf(said + strlen(said), 64, " %s=%ld", name, kib);
+    while (memory && fgets(line, sizeof line, memory)) {
+      char name[64], asked[68]; long kib;
+      if (sscanf(line, "%63[^:]: %ld", name, &kib) != 2) continue;
+      snprintf(asked, sizeof asked, " %s ", name);
+      if (strstr(ROWS, asked)) snprintf(said + strlen(said), 96, " %s=%ld", name, kib);
     }
     if (memory) fclose(memory);
     tell(said);

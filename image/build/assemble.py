@@ -43,6 +43,8 @@ COMMAND_LINE = (
     "roothash={root_hash} systemd.verity_root_options=panic-on-corruption panic=5 rootfstype=erofs ro "
     "gpt systemd.gpt_auto=0 rd.systemd.gpt_auto=0 systemd.machine_id=firmware systemd.import_credentials=no lockdown=integrity "
     "usbcore.authorized_default=0 "
+    # For huge pages the kernel would keep a tenth of a small machine's memory free.
+    "transparent_hugepage=never "
     "console=tty0 console=ttyS0 loglevel=3 systemd.show_status=0 {more}"
 )
 # A second way to start the same system, from the boot menu. The TPM does not give the key of the data to it: see `signing.forget_last`.
