@@ -61,7 +61,7 @@ def talk(box: Enclave) -> tuple[list[Person], str]:
     """Two people in a room."""
     alice, carol = Person(box.boot, "alice"), Person(box.boot, "carol")
     for person in (alice, carol):
-        person.register(box.code(person.name))
+        person.activate(box.code(person.name))
     room = alice.create_room()
     alice.invite(room, f"@carol:{box.name}")
     carol.join(room)
