@@ -14,6 +14,7 @@ pub mod backups;
 pub mod bundle;
 pub mod certificates;
 pub mod clock;
+mod expiring;
 pub mod hybrid;
 pub mod ignored;
 pub mod interactive;

@@ -80,7 +80,7 @@ pub(crate) fn answer(folder: &Path, name: &str, text: &str) -> anyhow::Result<()
 
 /// Puts a notice onto the console, in place of the one of this name. Only the group of this process, which is that of the console, may read it.
 pub(crate) fn publish(folder: &Path, name: &str, notice: &Value) -> anyhow::Result<()> {
-    let path = folder.join(format!("{name}.json"));
+    let path = path(folder, name);
     let text = notice.to_string();
     if fs::read(&path).is_ok_and(|there| there == text.as_bytes()) {
         return Ok(());
@@ -98,6 +98,11 @@ pub(crate) fn publish(folder: &Path, name: &str, notice: &Value) -> anyhow::Resu
         fs::rename(&new, &path)
     };
     write().context("cannot write the notice")
+}
+
+/// The file of a notice.
+pub(crate) fn path(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.json"))
 }
 
 /// A question that whoever stands at the console answers. While there is one, a keyboard is let in.

@@ -136,9 +136,12 @@ fn unused_result(volume: &mut Volume<Device>) -> anyhow::Result<String> {
 }
 
 /// A file or folder by the names that lead to it.
-pub(super) fn find(volume: &mut Volume<Device>, path: &[&str]) -> anyhow::Result<Option<Entry>> {
-    let mut at = None;
+pub(crate) fn find(volume: &mut Volume<Device>, path: &[&str]) -> anyhow::Result<Option<Entry>> {
+    let mut at: Option<Entry> = None;
     for part in path {
+        if at.as_ref().is_some_and(|entry| !entry.is_folder) {
+            return Ok(None);
+        }
         let entries = volume.list(at.as_ref())?;
         at = entries.into_iter().find(|entry| entry.name.eq_ignore_ascii_case(part));
         if at.is_none() {

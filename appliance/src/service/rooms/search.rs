@@ -8,19 +8,19 @@ use std::collections::BTreeMap;
 use ruma::{
     OwnedRoomId, UserId,
     api::client::{filter::RoomEventFilter, search::search_events::v3::SearchKeys},
-    events::{StateEventType, TimelineEventType},
+    events::TimelineEventType,
 };
 use sallyport_core::limits::{
     PREDECESSORS_MAX, SEARCH_EVENTS_MAX, SEARCH_RESULTS_MAX, SEARCH_TERM_BYTES_MAX,
 };
 use sallyport_store::{Error as StoreError, Read, StoredEvent};
-use serde::Deserialize;
 
 use super::{
     Error,
     access::{Eyes, Glimpse, look},
     membership::joined_rooms,
     merge::Merge,
+    succession::predecessor,
     timeline::{Page, PageQuery, page},
 };
 use crate::service::sync::filter::passes;
@@ -145,18 +145,6 @@ fn rooms(
         }
     }
     Ok(wanted)
-}
-
-fn predecessor(read: &Read<'_>, room_id: &ruma::RoomId) -> Result<Option<OwnedRoomId>, StoreError> {
-    #[derive(Deserialize)]
-    struct Predecessor {
-        room_id: OwnedRoomId,
-    }
-    let Some(room) = read.room(room_id)? else { return Ok(None) };
-    let create = read.state_event(&room, &StateEventType::RoomCreate, "")?;
-    let predecessor =
-        create.and_then(|event| event.pdu.content_field::<Predecessor>("predecessor"));
-    Ok(predecessor.map(|predecessor| predecessor.room_id))
 }
 
 /// Whether the text of an event contains all words.

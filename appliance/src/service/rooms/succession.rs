@@ -1,22 +1,21 @@
-//! What a member keeps for a room goes with them to the room that replaces it: push rules, tags, the place among direct chats.
+//! Rooms that replace others, and what a member keeps for a room: it goes with them to the room that replaces it.
 //!
-//! The specification is silent here; clients expect what other homeservers do when a member joins the new room.
+//! The specification is silent about push rules, tags and the place among direct chats; clients expect what other homeservers do when a
+//! member joins the new room.
 
 use std::collections::BTreeMap;
 
 use ruma::{
     OwnedRoomId, OwnedUserId, RoomId, UserId,
-    events::{
-        StateEventType, push_rules::PushRulesEventContent, room::create::PreviousRoom,
-        room::tombstone::RoomTombstoneEventContent,
-    },
+    events::{StateEventType, push_rules::PushRulesEventContent},
     push::{ConditionalPushRule, NewConditionalPushRule, NewPushRule, PushCondition, Ruleset},
 };
 use sallyport_core::limits::{ACCOUNT_DATA_BYTES_MAX, PUSH_RULES_MAX};
 use sallyport_store::{Error as StoreError, Read, Write};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use super::summary;
 use crate::{
     app::App,
     service::{
@@ -24,12 +23,6 @@ use crate::{
         push_rules::{self, PushRuleError},
     },
 };
-
-/// What the create event says of the room before; older rooms may have left it out or wrong.
-#[derive(Deserialize)]
-struct Created {
-    predecessor: Option<PreviousRoom>,
-}
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -45,38 +38,53 @@ enum Error {
 
 /// Copies what a user keeps for the room that this one replaces. They are in the new room whatever comes of it.
 pub fn follow(app: &App, user_id: &UserId, room_id: &RoomId) {
-    let (user, new) = (user_id.to_owned(), room_id.to_owned());
-    let followed = app.store.write(move |write| {
-        let Some(old) = replaced(write, &new)? else { return Ok(()) };
-        copy_push_rules(write, &user, &old, &new)?;
-        copy_tags(write, &user, &old, &new)?;
-        copy_direct(write, &user, &old, &new)
-    });
-    if let Err::<(), Error>(error) = followed {
+    if let Err(error) = copy(app, user_id, room_id) {
         log::warn!(user_id:%, room_id:%, error:% = error; "settings did not follow to the new room");
     }
 }
 
-/// The room that this one replaces, if that room says the same: anybody can name a predecessor.
-fn replaced(read: &Read<'_>, new: &RoomId) -> Result<Option<OwnedRoomId>, Error> {
-    let Some(create) = content::<Created>(read, new, &StateEventType::RoomCreate)? else {
-        return Ok(None);
-    };
-    let Some(old) = create.predecessor.map(|room| room.room_id) else { return Ok(None) };
-    let kind = StateEventType::RoomTombstone;
-    let tombstone = content::<RoomTombstoneEventContent>(read, &old, &kind)?;
-    Ok(tombstone.filter(|tombstone| tombstone.replacement_room == new).map(|_| old))
+fn copy(app: &App, user_id: &UserId, room_id: &RoomId) -> Result<(), Error> {
+    // Most rooms replace none: their joins do not wait for the writer.
+    let Some(old) = app.store.read(|read| replaced(read, room_id))? else { return Ok(()) };
+    let (user, new) = (user_id.to_owned(), room_id.to_owned());
+    app.store.write(move |write| {
+        copy_push_rules(write, &user, &old, &new)?;
+        copy_tags(write, &user, &old, &new)?;
+        copy_direct(write, &user, &old, &new)
+    })
 }
 
-fn content<T: for<'a> Deserialize<'a>>(
+/// The room before, as the create event has it.
+pub(super) fn predecessor(
     read: &Read<'_>,
     room_id: &RoomId,
-    kind: &StateEventType,
-) -> Result<Option<T>, Error> {
+) -> Result<Option<OwnedRoomId>, StoreError> {
+    // Older rooms may have left the event out of it, or have it wrong.
+    #[derive(Deserialize)]
+    struct Predecessor {
+        room_id: OwnedRoomId,
+    }
+    let predecessor: Option<Predecessor> =
+        field(read, room_id, StateEventType::RoomCreate, "predecessor")?;
+    Ok(predecessor.map(|predecessor| predecessor.room_id))
+}
+
+/// The room that this one replaces, if that room says the same: anybody can name a predecessor.
+fn replaced(read: &Read<'_>, new: &RoomId) -> Result<Option<OwnedRoomId>, Error> {
+    let Some(old) = predecessor(read, new)? else { return Ok(None) };
+    let replacement: Option<OwnedRoomId> =
+        field(read, &old, StateEventType::RoomTombstone, "replacement_room")?;
+    Ok(Some(old).filter(|_| replacement.is_some_and(|room| room == new)))
+}
+
+fn field<T: DeserializeOwned>(
+    read: &Read<'_>,
+    room_id: &RoomId,
+    kind: StateEventType,
+    name: &str,
+) -> Result<Option<T>, StoreError> {
     let Some(room) = read.room(room_id)? else { return Ok(None) };
-    let event = read.state_event(&room, kind, "")?;
-    // Content that is not what its type says is as good as none.
-    Ok(event.and_then(|event| serde_json::from_str(event.pdu.content().get()).ok()))
+    summary::field(read, &room, kind, name)
 }
 
 fn copy_push_rules(

@@ -200,7 +200,8 @@ fn summary_of(rule: &JoinRule) -> JoinRuleSummary {
     JoinRuleSummary::from(rule.clone())
 }
 
-fn field<T: DeserializeOwned>(
+/// A field of the content of state with an empty key, if there is one of its type.
+pub(super) fn field<T: DeserializeOwned>(
     read: &Read<'_>,
     room: &Room,
     kind: StateEventType,

@@ -126,45 +126,48 @@ fn commit(
     })
 }
 
-/// Lets only those with power speak in the old room. Whoever may end a room need not be able to: then it stays as it is.
+/// Lets only those with power speak in the old room.
 fn quieten(app: &App, upgrade: &Upgrade<'_>) {
-    let levels = app.store.read(|read| {
-        let Some(room) = read.room(upgrade.room_id)? else { return Ok(None) };
-        content(read, &room, &StateEventType::RoomPowerLevels)
+    amend(app, upgrade, StateEventType::RoomPowerLevels, |levels| {
+        for field in ["events_default", "invite"] {
+            levels.insert(field.to_owned(), CanonicalJsonValue::Integer(ruma::int!(50)));
+        }
     });
-    let Ok(Some(mut levels)) = levels else { return };
-    for field in ["events_default", "invite"] {
-        levels.insert(field.to_owned(), CanonicalJsonValue::Integer(ruma::int!(50)));
-    }
-    let kind = StateEventType::RoomPowerLevels;
-    let intent = Intent::state(upgrade.user_id, kind, "", levels, upgrade.now);
-    if let Err(error) = super::send(app, Wish::new(upgrade.room_id.to_owned(), intent)) {
-        log::debug!(room_id:% = upgrade.room_id, error:% = error; "the old room was not quietened");
-    }
 }
 
 /// The aliases have moved: the old room no longer says that they are its own.
 fn give_up_aliases(app: &App, upgrade: &Upgrade<'_>) {
-    let kind = StateEventType::RoomCanonicalAlias;
-    let announced = app.store.read(|read| {
-        let Some(room) = read.room(upgrade.room_id)? else { return Ok(None) };
-        content(read, &room, &kind)
-    });
-    let Ok(Some(mut announced)) = announced else { return };
     let own = format!(":{}", app.config.server_name);
     let is_own =
         |alias: &CanonicalJsonValue| alias.as_str().is_some_and(|alias| alias.ends_with(&own));
-    let before = announced.clone();
-    announced.retain(|field, alias| field != "alias" || !is_own(alias));
-    if let Some(CanonicalJsonValue::Array(others)) = announced.get_mut("alt_aliases") {
-        others.retain(|alias| !is_own(alias));
-    }
-    if announced == before {
+    amend(app, upgrade, StateEventType::RoomCanonicalAlias, |announced| {
+        announced.retain(|field, alias| field != "alias" || !is_own(alias));
+        if let Some(CanonicalJsonValue::Array(others)) = announced.get_mut("alt_aliases") {
+            others.retain(|alias| !is_own(alias));
+        }
+    });
+}
+
+/// Changes state of the old room, if it has it. Whoever may end a room need not be able to: then it stays as it is.
+fn amend(
+    app: &App,
+    upgrade: &Upgrade<'_>,
+    kind: StateEventType,
+    change: impl FnOnce(&mut CanonicalJsonObject),
+) {
+    let before = app.store.read(|read| {
+        let Some(room) = read.room(upgrade.room_id)? else { return Ok(None) };
+        content(read, &room, &kind)
+    });
+    let Ok(Some(before)) = before else { return };
+    let mut after = before.clone();
+    change(&mut after);
+    if after == before {
         return;
     }
-    let intent = Intent::state(upgrade.user_id, kind, "", announced, upgrade.now);
+    let intent = Intent::state(upgrade.user_id, kind.clone(), "", after, upgrade.now);
     if let Err(error) = super::send(app, Wish::new(upgrade.room_id.to_owned(), intent)) {
-        log::debug!(room_id:% = upgrade.room_id, error:% = error; "the old room still names the aliases");
+        log::debug!(room_id:% = upgrade.room_id, kind:%, error:% = error; "the old room stays as it is");
     }
 }
 

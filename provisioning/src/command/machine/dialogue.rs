@@ -54,8 +54,17 @@ impl Dialogue {
     /// Tells something, and waits for the line that answers it.
     pub(super) fn ask(&self, told: Told<'_>) -> anyhow::Result<Zeroizing<String>> {
         self.tell(told)?;
-        let line = Zeroizing::new(self.question.answer()?);
-        Ok(Zeroizing::new(line.trim().to_owned()))
+        Ok(trimmed(self.question.answer()?))
+    }
+
+    /// As [`Self::ask`], but waits for no longer than this.
+    pub(super) fn ask_within(
+        &self,
+        told: Told<'_>,
+        time: Duration,
+    ) -> anyhow::Result<Option<Zeroizing<String>>> {
+        self.tell(told)?;
+        Ok(self.question.answer_within(time)?.map(trimmed))
     }
 
     /// Tells something that needs no answer.
@@ -92,21 +101,20 @@ impl Dialogue {
     }
 }
 
+fn trimmed(line: String) -> Zeroizing<String> {
+    Zeroizing::new(Zeroizing::new(line).trim().to_owned())
+}
+
 impl Drop for Dialogue {
     fn drop(&mut self) {
         // The folder is gone at the next start of the machine in any case.
-        let _ = notice::withdraw(&path(&self.state, self.name));
+        let _ = notice::withdraw(&notice::path(&self.state, self.name));
     }
 }
 
 /// Writes a notice that the console's group may read.
 pub(super) fn tell(state: &Path, name: &str, told: Told<'_>) -> anyhow::Result<()> {
     notice::publish(state, name, &serde_json::to_value(told).context("cannot write the notice")?)
-}
-
-/// The file of a notice.
-pub(super) fn path(state: &Path, name: &str) -> PathBuf {
-    state.join(format!("{name}.json"))
 }
 
 /// Writes a new file for its owner only, in place of one that may be there.

@@ -11,7 +11,7 @@ use super::{
     dialogue::{self, Told},
     seal::Typed,
 };
-use crate::notice::Question;
+use crate::notice::{self, Question};
 
 /// The name of the notice with the recovery key, and of the pipe for its confirmation.
 const NOTICE: &str = "recovery-key";
@@ -80,7 +80,7 @@ impl Place {
     }
 
     fn notice(&self) -> PathBuf {
-        dialogue::path(&self.state, NOTICE)
+        notice::path(&self.state, NOTICE)
     }
 }
 

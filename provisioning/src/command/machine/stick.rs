@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use sallyport_hsm::sandbox;
-use sallyport_volume::{Entry, Volume};
+use sallyport_volume::Volume;
 use zeroize::Zeroizing;
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     files, notice,
     output::Output,
-    stick::{TOP, device::Device, read::confine},
+    stick::{TOP, device::Device, read::confine, write::find},
 };
 
 /// The key that a stick brought, beside the notices.
@@ -51,7 +51,7 @@ pub(super) fn read(state: &Path, device: &Path, out: &Output) -> anyhow::Result<
 /// `sallyctl machine forget-recovery-stick`.
 pub(super) fn forget(state: &Path) -> anyhow::Result<()> {
     notice::withdraw(&state.join(KEY))?;
-    notice::withdraw(&dialogue::path(state, NOTICE))
+    notice::withdraw(&notice::path(state, NOTICE))
 }
 
 /// What a stick brought that is still plugged in.
@@ -62,15 +62,8 @@ pub(super) fn key(state: &Path) -> anyhow::Result<Zeroizing<String>> {
 
 fn found(device: Device) -> anyhow::Result<Zeroizing<String>> {
     let mut volume = Volume::find(device, TOP)?;
-    let mut folder = None;
-    for name in [TOP, FOLDER] {
-        let entries = volume.list(folder.as_ref())?;
-        let entry = entries.into_iter().find(|entry| is(entry, name) && entry.is_folder);
-        folder = Some(entry.with_context(|| format!("there is no folder {name}"))?);
-    }
-    let entries = volume.list(folder.as_ref())?;
-    let file = entries.into_iter().find(|entry| is(entry, FILE) && !entry.is_folder);
-    let file = file.with_context(|| format!("{TOP}/{FOLDER} has no {FILE}"))?;
+    let file = find(&mut volume, &[TOP, FOLDER, FILE])?.filter(|entry| !entry.is_folder);
+    let file = file.with_context(|| format!("there is no file {TOP}/{FOLDER}/{FILE}"))?;
     ensure!(file.bytes <= FILE_BYTES_MAX, "{FILE} is larger than a recovery key");
     let mut bytes = Zeroizing::new(Vec::new());
     volume.read(&file, &mut |piece| {
@@ -79,8 +72,4 @@ fn found(device: Device) -> anyhow::Result<Zeroizing<String>> {
     })?;
     let text = std::str::from_utf8(&bytes).ok().and_then(seal::recovery_key);
     text.with_context(|| format!("{FILE} is not a recovery key"))
-}
-
-fn is(entry: &Entry, name: &str) -> bool {
-    entry.name.eq_ignore_ascii_case(name)
 }

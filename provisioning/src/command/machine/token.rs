@@ -15,13 +15,12 @@ use sallyport_core::{
     provision::TokenPin,
 };
 use sallyport_hsm::{BoxToken, Pin, Secret32, Setup, SetupAnswer};
-use serde_json::json;
 
-use super::sealed::Sealed;
-use crate::{
-    client::Box as TheBox,
-    notice::{self, Question},
+use super::{
+    dialogue::{Dialogue, Told},
+    sealed::Sealed,
 };
+use crate::client::Box as TheBox;
 
 /// The name of the notice, and of the pipe for answers.
 const NOTICE: &str = "token";
@@ -99,40 +98,42 @@ impl Token {
                 }
             },
         };
-        let question = Question::open(&self.state, NOTICE)?;
+        let dialogue = Dialogue::open(&self.state, NOTICE)?;
         while let Some(TokenStatus::Locked { .. }) = status(the_box) {
-            self.ask(&[&remark], "PIN of the token (it is not shown):", true)?;
-            let Some(pin) = question.answer_within(REFRESH)? else { continue };
+            let told = [remark.as_str()];
+            let told = question(&told, "PIN of the token (it is not shown):", true);
+            let Some(pin) = dialogue.ask_within(told, REFRESH)? else { continue };
             if pin.is_empty() {
                 continue;
             }
-            remark = match self.open_and_seal(the_box, pin) {
+            remark = match self.open_and_seal(the_box, &pin) {
                 Ok(()) => break,
                 Err(error) => format!("{error:#}"),
             };
         }
-        self.withdraw()
+        Ok(())
     }
 
     /// Has somebody choose the PINs of a blank token, or makes them; sets it up, and opens it for the box.
     fn set_up(&self, the_box: &TheBox, why: String) -> anyhow::Result<()> {
-        let question = Question::open(&self.state, NOTICE)?;
+        let dialogue = Dialogue::open(&self.state, NOTICE)?;
         let mut remark = why;
         loop {
-            let pins = match self.choose(&question, &remark) {
+            let pins = match choose(&dialogue, &remark) {
                 Ok(pins) => pins,
                 Err(error) => {
                     remark = format!("{error:#}");
                     continue;
                 }
             };
-            self.tell(&["The token is being set up. This takes up to a minute."])?;
+            let lines = ["The token is being set up. This takes up to a minute."];
+            dialogue.tell(Told { title: TITLE, lines: &lines, ..Told::default() })?;
             let (officer, user) = (Pin::new(pins.officer), Pin::new(pins.user.clone()));
             let setup = Setup::SetUp { officer_pin: &officer, user_pin: &user };
             match setup.ask(&self.setup, PATIENCE) {
                 Ok(SetupAnswer::Done(_serial)) => {
                     // If it does not open, its state tells why, and the PIN is asked for.
-                    drop(self.open_and_seal(the_box, pins.user));
+                    drop(self.open_and_seal(the_box, &pins.user));
                     break;
                 }
                 Ok(SetupAnswer::Failed(why)) => remark = why,
@@ -141,14 +142,14 @@ impl Token {
                 Ok(SetupAnswer::There | SetupAnswer::Blank | SetupAnswer::Nothing) => break,
             }
         }
-        self.withdraw()
+        Ok(())
     }
 
     /// Opens the token, and seals the PIN if the document says so.
-    fn open_and_seal(&self, the_box: &TheBox, pin: String) -> anyhow::Result<()> {
-        open(the_box, pin.clone())?;
+    fn open_and_seal(&self, the_box: &TheBox, pin: &str) -> anyhow::Result<()> {
+        open(the_box, pin.to_owned())?;
         if self.seals()?
-            && let Err(error) = self.sealed.seal(&pin)
+            && let Err(error) = self.sealed.seal(pin)
         {
             // The token is open: this start lacks nothing. The next one asks.
             writeln!(io::stderr(), "{error:#}").context("nobody listens")?;
@@ -160,102 +161,73 @@ impl Token {
     fn seals(&self) -> anyhow::Result<bool> {
         Ok(BoxToken::read(&self.token)?.pin == TokenPin::Sealed)
     }
-
-    fn choose(&self, question: &Question, remark: &str) -> anyhow::Result<Pins> {
-        let asked = format!(
-            "New PIN for it, {PIN_CHARS_MIN} characters or more; nothing to have one made:"
-        );
-        let blank = "A blank token is plugged in. Tokens that are set up already are left alone.";
-        let user = self.new_pin(question, &[remark, blank], &asked)?;
-        let asked = "New PIN of its security officer, another one; nothing to have one made:";
-        let officer = self.new_pin(question, &["It unlocks the token after wrong PINs."], asked)?;
-        ensure!(
-            user.is_none() || user != officer,
-            "The two PINs are the same: whoever runs the box could change it for good."
-        );
-        let made = (user.is_none(), officer.is_none());
-        let user = user.map_or_else(|| digits(USER_DIGITS), Ok)?;
-        let officer = officer.map_or_else(|| digits(OFFICER_DIGITS), Ok)?;
-        let mut lines = Vec::new();
-        if made.0 {
-            lines.push(format!("PIN: {user}"));
-        }
-        if made.1 {
-            lines.push(format!("security officer's PIN: {officer}"));
-        }
-        // Shown before they are set: a power cut leaves no token whose PIN nobody knows.
-        let last = if made.1 { &officer } else { &user };
-        if !lines.is_empty() {
-            self.confirm(question, lines, last)?;
-        }
-        Ok(Pins { user, officer })
-    }
-
-    /// A PIN that was typed twice, or none.
-    fn new_pin(
-        &self,
-        question: &Question,
-        lines: &[&str],
-        asked: &str,
-    ) -> anyhow::Result<Option<String>> {
-        self.ask(lines, asked, true)?;
-        let pin = question.answer()?;
-        if pin.is_empty() {
-            return Ok(None);
-        }
-        let fits = (PIN_CHARS_MIN..=PIN_CHARS_MAX).contains(&pin.chars().count());
-        ensure!(fits, "A PIN has {PIN_CHARS_MIN} to {PIN_CHARS_MAX} characters.");
-        self.ask(&[], "The same again:", true)?;
-        ensure!(question.answer()? == pin, "The two were not the same.");
-        Ok(Some(pin))
-    }
-
-    /// Shows PINs that the box made until somebody types the end of the last one.
-    fn confirm(
-        &self,
-        question: &Question,
-        mut lines: Vec<String>,
-        last: &str,
-    ) -> anyhow::Result<()> {
-        let end = last.get(last.len().saturating_sub(4)..).unwrap_or(last);
-        lines.push(
-            "Write down what is above and lock it away: it is shown only now, and nobody can find it out."
-                .to_owned(),
-        );
-        for _ in 0..ATTEMPTS {
-            let shown: Vec<&str> = lines.iter().map(String::as_str).collect();
-            self.ask(&shown, "Then type the last four digits of the last one:", false)?;
-            if question.answer()? == end {
-                return Ok(());
-            }
-        }
-        bail!("Those were not the last four digits: others are made.")
-    }
-
-    fn ask(&self, lines: &[&str], question: &str, secret: bool) -> anyhow::Result<()> {
-        self.publish(
-            &json!({ "title": TITLE, "lines": shown(lines), "ask": question, "secret": secret }),
-        )
-    }
-
-    fn tell(&self, lines: &[&str]) -> anyhow::Result<()> {
-        self.publish(&json!({ "title": TITLE, "lines": shown(lines) }))
-    }
-
-    fn publish(&self, notice: &serde_json::Value) -> anyhow::Result<()> {
-        notice::publish(&self.state, NOTICE, notice)
-    }
-
-    fn withdraw(&self) -> anyhow::Result<()> {
-        notice::withdraw(&self.state.join(format!("{NOTICE}.json")))
-    }
 }
 
 const TITLE: &str =
     "TOKEN: until it is open members chat, nothing is signed, and nothing leaves the box.";
 
-fn shown<'a>(lines: &[&'a str]) -> Vec<&'a str> {
-    lines.iter().copied().filter(|line| !line.is_empty()).collect()
+fn choose(dialogue: &Dialogue, remark: &str) -> anyhow::Result<Pins> {
+    let asked =
+        format!("New PIN for it, {PIN_CHARS_MIN} characters or more; nothing to have one made:");
+    let blank = "A blank token is plugged in. Tokens that are set up already are left alone.";
+    let user = new_pin(dialogue, &[remark, blank], &asked)?;
+    let asked = "New PIN of its security officer, another one; nothing to have one made:";
+    let officer = new_pin(dialogue, &["It unlocks the token after wrong PINs."], asked)?;
+    ensure!(
+        user.is_none() || user != officer,
+        "The two PINs are the same: whoever runs the box could change it for good."
+    );
+    let made = (user.is_none(), officer.is_none());
+    let user = user.map_or_else(|| digits(USER_DIGITS), Ok)?;
+    let officer = officer.map_or_else(|| digits(OFFICER_DIGITS), Ok)?;
+    let mut lines = Vec::new();
+    if made.0 {
+        lines.push(format!("PIN: {user}"));
+    }
+    if made.1 {
+        lines.push(format!("security officer's PIN: {officer}"));
+    }
+    // Shown before they are set: a power cut leaves no token whose PIN nobody knows.
+    let last = if made.1 { &officer } else { &user };
+    if !lines.is_empty() {
+        confirm(dialogue, lines, last)?;
+    }
+    Ok(Pins { user, officer })
+}
+
+/// A PIN that was typed twice, or none.
+fn new_pin(dialogue: &Dialogue, lines: &[&str], asked: &str) -> anyhow::Result<Option<String>> {
+    let pin = dialogue.ask(question(lines, asked, true))?;
+    if pin.is_empty() {
+        return Ok(None);
+    }
+    let fits = (PIN_CHARS_MIN..=PIN_CHARS_MAX).contains(&pin.chars().count());
+    ensure!(fits, "A PIN has {PIN_CHARS_MIN} to {PIN_CHARS_MAX} characters.");
+    let again = dialogue.ask(question(&[], "The same again:", true))?;
+    ensure!(again == pin, "The two were not the same.");
+    Ok(Some(pin.to_string()))
+}
+
+/// Shows PINs that the box made until somebody types the end of the last one.
+fn confirm(dialogue: &Dialogue, mut lines: Vec<String>, last: &str) -> anyhow::Result<()> {
+    let end = last.get(last.len().saturating_sub(4)..).unwrap_or(last);
+    lines.push(
+        "Write down what is above and lock it away: it is shown only now, and nobody can find it out."
+            .to_owned(),
+    );
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    for _ in 0..ATTEMPTS {
+        let ask = "Then type the last four digits of the last one:";
+        if *dialogue.ask(question(&lines, ask, false))? == end {
+            return Ok(());
+        }
+    }
+    bail!("Those were not the last four digits: others are made.")
+}
+
+/// A question about the token.
+fn question<'a>(lines: &'a [&'a str], ask: &'a str, secret: bool) -> Told<'a> {
+    Told { title: TITLE, lines, ask: Some(ask), secret }
 }
 
 /// How the token is; nothing if the server does not answer, which the console tells.
@@ -286,12 +258,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-
-    fn token(state: &Path) -> Token {
-        let sealed = Sealed { sealed: state.join("sealed"), opened: state.join("opened") };
-        let (setup, token) = (state.join("nobody"), state.join("token.toml"));
-        Token { state: state.to_owned(), setup, token, sealed }
-    }
+    use crate::notice;
 
     /// Answers each question of the notice once it is there, and returns what was shown with it.
     fn converse(state: &Path, answers: &[(&str, &str)]) -> Vec<notice::Notice> {
@@ -319,8 +286,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().to_owned();
         let chosen = thread::spawn({
-            let token = token(&state);
-            move || token.choose(&Question::open(&token.state, NOTICE).unwrap(), "")
+            let state = state.clone();
+            move || choose(&Dialogue::open(&state, NOTICE).unwrap(), "")
         });
         let seen = converse(&state, answers);
         (chosen.join().unwrap(), seen)

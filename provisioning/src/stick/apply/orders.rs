@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context as _, ensure};
 use sallyport_core::{
     admin::{
-        Approval, CertificateStatus, CodesRequest, Consent, IssuedCode, Keys, PeerBundles, Status,
-        path, verify,
+        CertificateStatus, CodesRequest, Consent, IssuedCode, Keys, PeerBundles, Status, path,
+        verify,
     },
     backup::{BackupId, Link},
     digest::Sha256,
@@ -58,19 +58,34 @@ impl Gate<'_> {
                         report.note(&file.shown(), came);
                     }
                     self.public(file, &order, report);
+                    let wanted = Consent::to_take_out(order.enclave.clone(), sha256);
+                    let approvals = lying.for_this(&wanted);
+                    let officers = &record.document().officers;
+                    // As many officers approved it, and its last day has not passed.
+                    let approved = |count| {
+                        verify(&approvals, &officers.trusted_keys, None, &wanted)?.require(
+                            count,
+                            || format!("the order {sha256}"),
+                            || {
+                                "sallyctl approve order FILE --token TOKEN --out APPROVAL"
+                                    .to_owned()
+                            },
+                        )?;
+                        let timely = order.is_timely(status.now);
+                        ensure!(timely, "its last day has passed, or is too far away");
+                        Ok(())
+                    };
                     if order.tells_of_people() {
-                        let wanted = Consent::to_take_out(order.enclave.clone(), sha256);
-                        let approvals = lying.for_this(&wanted);
-                        things.push(wanted.clone());
-                        let came = self.people(record, status, &order, &wanted, &approvals, sha256);
+                        let came = approved(1).and_then(|()| self.people(status, &order));
                         report.note(&file.shown(), came);
                     }
                     if order.factory_reset {
-                        let wanted = Consent::to_take_out(order.enclave.clone(), sha256);
-                        let approvals = lying.for_this(&wanted);
-                        things.push(wanted.clone());
-                        let came = self.factory_reset(record, status, &order, &wanted, &approvals);
+                        let came = approved(officers.provision_approvals.into())
+                            .and_then(|()| self.factory_reset(&order));
                         report.note(&file.shown(), came);
+                    }
+                    if order.tells_of_people() || order.factory_reset {
+                        things.push(wanted);
                     }
                 }
                 Err(why) => report.refused(&file.shown(), &why),
@@ -144,23 +159,8 @@ impl Gate<'_> {
         }
     }
 
-    /// What tells of people, or lets in whoever has it: an officer approved the order, and its day has not passed.
-    fn people(
-        &self,
-        record: &Provisioned,
-        status: &Status,
-        order: &Order,
-        wanted: &Consent,
-        approvals: &[Approval],
-        sha256: Sha256,
-    ) -> anyhow::Result<Vec<String>> {
-        let officers = &record.document().officers.trusted_keys;
-        verify(approvals, officers, None, wanted)?.require(
-            1,
-            || format!("the order {sha256}"),
-            || "sallyctl approve order FILE --token TOKEN --out APPROVAL".to_owned(),
-        )?;
-        ensure!(order.is_timely(status.now), "its last day has passed, or is too far away");
+    /// What tells of people, or lets in whoever has it.
+    fn people(&self, status: &Status, order: &Order) -> anyhow::Result<Vec<String>> {
         let mut lines = Vec::new();
         if order.codes {
             // The old codes end with the new ones: first see that there is a place for these.
@@ -207,23 +207,8 @@ impl Gate<'_> {
         .to_owned())
     }
 
-    /// Everything on the box is destroyed as soon as the visit of the stick is over: as many officers approved the order as a changed document takes,
-    /// its day has not passed, and somebody types a word.
-    fn factory_reset(
-        &self,
-        record: &Provisioned,
-        status: &Status,
-        order: &Order,
-        wanted: &Consent,
-        approvals: &[Approval],
-    ) -> anyhow::Result<Vec<String>> {
-        let officers = &record.document().officers;
-        verify(approvals, &officers.trusted_keys, None, wanted)?.require(
-            officers.provision_approvals.into(),
-            || "the factory reset".to_owned(),
-            || "sallyctl approve order FILE --token TOKEN --out APPROVAL".to_owned(),
-        )?;
-        ensure!(order.is_timely(status.now), "its last day has passed, or is too far away");
+    /// Everything on the box is destroyed as soon as the visit of the stick is over, if somebody types a word.
+    fn factory_reset(&self, order: &Order) -> anyhow::Result<Vec<String>> {
         ensure!(
             self.args.ask,
             "nobody can be asked here: a factory reset takes somebody at the console of the box"
