@@ -46,7 +46,7 @@ class Desk:
         officer = self._key("officer", "officer-key")
         box = self.write("box.toml", DOCUMENT.format(enclave=self.enclave, officer=officer, token=token))
         signed = self._signed(["provision", "sign", "/mnt/desk/box.toml"], "officer", "box.approval")
-        return box, self.folder / "box.approval", _found(r"^(\d{4}(?: \d{4})+)$", signed)
+        return box, self.folder / "box.approval", found(r"^(\d{4}(?: \d{4})+)$", signed)
 
     def lay(self, path: Path) -> str:
         """Lays a file on the desk; returns its path there."""
@@ -107,7 +107,7 @@ class Desk:
     def _key(self, who: str, ceremony: str) -> str:
         self.write(f"{who}.toml", f'kind = "software"\npath = "/mnt/desk/{who}.key"\n')
         token = ["--token", f"/mnt/desk/{who}.toml", SOFTWARE]
-        return _found(r"^public key +(\S+)$", self.sallyctl(["ceremony", ceremony, "--enclave", self.enclave, *token]))
+        return found(r"^public key +(\S+)$", self.sallyctl(["ceremony", ceremony, "--enclave", self.enclave, *token]))
 
     def _signed(self, command: Sequence[str], who: str, name: str) -> str:
         # `sallyctl` replaces nothing.
@@ -115,8 +115,9 @@ class Desk:
         return self.sallyctl([*command, "--token", f"/mnt/desk/{who}.toml", SOFTWARE, "--out", f"/mnt/desk/{name}"])
 
 
-def _found(pattern: str, text: str) -> str:
-    found = re.search(pattern, text, re.MULTILINE)
-    if not found:
+def found(pattern: str, text: str) -> str:
+    """What stands in a text."""
+    match = re.search(pattern, text, re.MULTILINE)
+    if not match:
         raise BootError(f"nothing like {pattern!r} in {text!r}")
-    return found[1]
+    return match[1]

@@ -1,10 +1,13 @@
-"""What is done to a machine's disk while it is off: other boot programs, flipped bits."""
+"""A machine's disk while it is off: its partitions, its boot programs; bits are flipped and programs replaced."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import struct
 import subprocess
+import uuid
+import zlib
 from pathlib import Path
 
 from build.tree import Mount, Tree
@@ -13,44 +16,81 @@ from .machine import BootError
 
 SECTOR = 512
 PIECE = 1 << 20
+# Of the boot partition.
+PROGRAMS = "EFI/Linux"
 
 
-def partition(disk: Path, label: str) -> tuple[int, int]:
-    """Where a partition starts, and its size, in bytes (UEFI specification, section 5.3: GUID partition table)."""
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """A partition as a table has it."""
+
+    label: str
+    id: uuid.UUID
+    start: int
+    size: int
+
+
+class NoTable(BootError):
+    """Neither copy of the partition table is whole."""
+
+
+def table(disk: Path) -> dict[str, Partition]:
+    """The partitions by label, from the first copy of the table if it is whole, otherwise from the one at the end of the disk (UEFI, section 5.3)."""
     with disk.open("rb") as file:
-        file.seek(SECTOR)
-        header = file.read(SECTOR)
-        (table,) = struct.unpack_from("<Q", header, 72)
-        count, size = struct.unpack_from("<II", header, 80)
-        file.seek(table * SECTOR)
-        entries = file.read(count * size)
+        last = file.seek(0, 2) // SECTOR - 1
+        for place in (1, last):
+            file.seek(place * SECTOR)
+            header = file.read(SECTOR)
+            (crc,) = struct.unpack_from("<I", header, 16)
+            if header[:8] != b"EFI PART" or crc != zlib.crc32(header[:16] + bytes(4) + header[20:92]):
+                continue
+            (first,) = struct.unpack_from("<Q", header, 72)
+            count, size, entries_crc = struct.unpack_from("<III", header, 80)
+            file.seek(first * SECTOR)
+            entries = file.read(count * size)
+            if zlib.crc32(entries) == entries_crc:
+                return _partitions(entries, size)
+    raise NoTable("neither copy of the partition table is whole")
+
+
+def _partitions(entries: bytes, size: int) -> dict[str, Partition]:
+    found = {}
     for offset in range(0, len(entries), size):
-        first, last = struct.unpack_from("<QQ", entries, offset + 32)
-        name = entries[offset + 56 : offset + 128].decode("utf-16le").rstrip("\0")
-        if name == label:
-            return first * SECTOR, (last - first + 1) * SECTOR
-    raise BootError(f"the disk has no partition {label}")
+        if entries[offset : offset + 16] != bytes(16):
+            first, last = struct.unpack_from("<QQ", entries, offset + 32)
+            label = entries[offset + 56 : offset + 128].decode("utf-16le").rstrip("\0")
+            owned = uuid.UUID(bytes_le=entries[offset + 16 : offset + 32])
+            found[label] = Partition(label, owned, first * SECTOR, (last - first + 1) * SECTOR)
+    return found
+
+
+def partition(disk: Path, label: str) -> Partition:
+    """The partition with this label."""
+    found = table(disk).get(label)
+    if found is None:
+        raise BootError(f"the disk has no partition {label}")
+    return found
 
 
 def flip(disk: Path, label: str, offsets: list[int]) -> None:
     """Flips one bit at each of these places of a partition."""
-    start, size = partition(disk, label)
+    place = partition(disk, label)
     with disk.open("r+b") as file:
         for offset in offsets:
-            if offset >= size:
+            if offset >= place.size:
                 raise BootError(f"{label} is not that large")
-            file.seek(start + offset)
+            file.seek(place.start + offset)
             byte = file.read(1)[0]
-            file.seek(start + offset)
+            file.seek(place.start + offset)
             file.write(bytes([byte ^ 1]))
 
 
 def digest(disk: Path, label: str) -> str:
     """The hash of what a partition holds."""
-    start, size = partition(disk, label)
-    total = hashlib.sha256()
+    place = partition(disk, label)
+    total, size = hashlib.sha256(), place.size
     with disk.open("rb") as file:
-        file.seek(start)
+        file.seek(place.start)
         while size > 0 and (piece := file.read(min(size, PIECE))):
             total.update(piece)
             size -= len(piece)
@@ -59,19 +99,24 @@ def digest(disk: Path, label: str) -> str:
 
 def boot_entries(tools: Tree, disk: Path) -> list[str]:
     """The names of the boot programs on the boot partition."""
-    start, _ = partition(disk, "ESP")
-    order = tools.command(["mdir", "-b", "-i", f"/mnt/disk@@{start}", "::EFI/Linux"], [Mount(disk, "disk")])
-    done = subprocess.run(order, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise BootError(f"mdir: {done.stderr}")
-    return sorted(line.rsplit("/", 1)[-1] for line in done.stdout.splitlines())
+    listed = _mtools(tools, disk, ["mdir", "-b"], [f"::{PROGRAMS}"]).decode()
+    return sorted(line.rsplit("/", 1)[-1] for line in listed.splitlines())
+
+
+def boot_program(tools: Tree, disk: Path, name: str) -> bytes:
+    """A boot program on the boot partition."""
+    return _mtools(tools, disk, ["mtype"], [f"::{PROGRAMS}/{name}"])
 
 
 def replace_boot_program(tools: Tree, disk: Path, program: Path, name: str) -> None:
-    """Puts another file in the place of one on the boot partition."""
-    start, _ = partition(disk, "ESP")
-    command = ["mcopy", "-o", "-i", f"/mnt/disk@@{start}", "/mnt/program", f"::{name}"]
-    order = tools.command(command, [Mount(disk, "disk", writable=True), Mount(program, "program")])
-    done = subprocess.run(order, capture_output=True, text=True, check=False)
+    """Puts another file in the place of a boot program on the boot partition."""
+    _mtools(tools, disk, ["mcopy", "-o"], ["/mnt/program", f"::{PROGRAMS}/{name}"], Mount(program, "program"))
+
+
+def _mtools(tools: Tree, disk: Path, command: list[str], what: list[str], *more: Mount) -> bytes:
+    esp = partition(disk, "ESP")
+    order = tools.command([*command, "-i", f"/mnt/disk@@{esp.start}", *what], [Mount(disk, "disk", writable=bool(more)), *more])
+    done = subprocess.run(order, capture_output=True, check=False)
     if done.returncode != 0:
-        raise BootError(f"mcopy: {done.stderr}")
+        raise BootError(f"{command[0]}: {done.stderr.decode()}")
+    return done.stdout

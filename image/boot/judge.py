@@ -2,69 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 import struct
-import subprocess
 import uuid
-import zlib
 from pathlib import Path
 
-from build.tree import Mount, Tree
+from build.tree import Tree
 
+from .disk import Partition, boot_entries, boot_program, table
 from .machine import BootError
 from .variants import Variant
 
-SECTOR = 512
 ENTRY = re.compile(r"^sallyport_(\d+)\.(\d+)\.(\d+)(?:\+(\d+)(?:-(\d+))?)?\.efi$")
 # LUKS2 (on-disk format 1.1.1): two copies of a head, the second at its own size.
 LUKS = {b"LUKS\xba\xbe", b"SKUL\xba\xbe"}
 LUKS_HEADS = [1 << bits for bits in range(14, 23)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Partition:
-    """A partition as a table has it."""
-
-    label: str
-    id: uuid.UUID
-    start: int
-    size: int
-
-
-class NoTable(BootError):
-    """Neither copy of the partition table is whole."""
-
-
-def table(disk: Path) -> dict[str, Partition]:
-    """The partitions by label, from the first copy of the table if it is whole, otherwise from the one at the end of the disk (UEFI, section 5.3)."""
-    with disk.open("rb") as file:
-        last = file.seek(0, 2) // SECTOR - 1
-        for place in (1, last):
-            file.seek(place * SECTOR)
-            header = file.read(SECTOR)
-            (crc,) = struct.unpack_from("<I", header, 16)
-            if header[:8] != b"EFI PART" or crc != zlib.crc32(header[:16] + bytes(4) + header[20:92]):
-                continue
-            (first,) = struct.unpack_from("<Q", header, 72)
-            count, size, entries_crc = struct.unpack_from("<III", header, 80)
-            file.seek(first * SECTOR)
-            entries = file.read(count * size)
-            if zlib.crc32(entries) == entries_crc:
-                return _partitions(entries, size)
-    raise NoTable("neither copy of the partition table is whole")
-
-
-def _partitions(entries: bytes, size: int) -> dict[str, Partition]:
-    found = {}
-    for offset in range(0, len(entries), size):
-        if entries[offset : offset + 16] != bytes(16):
-            first, last = struct.unpack_from("<QQ", entries, offset + 32)
-            label = entries[offset + 56 : offset + 128].decode("utf-16le").rstrip("\0")
-            owned = uuid.UUID(bytes_le=entries[offset + 16 : offset + 32])
-            found[label] = Partition(label, owned, first * SECTOR, (last - first + 1) * SECTOR)
-    return found
 
 
 class Judge:
@@ -78,42 +31,30 @@ class Judge:
     def starts(self, disk: Path) -> str:
         """The version that starts: its program is whole, and its slot is, to the last byte. So is that of the first version, which must be there to fall back to."""
         partitions = table(disk)
-        entries = self._entries(disk, partitions["ESP"])
+        entries = self._entries(disk)
         if not entries:
             raise BootError("the boot loader finds no entry")
         for version in {min(entries)[1], next(iter(self._known))}:
             names = [name for _, found, name in entries if found == version]
             if not names:
                 raise BootError(f"nothing starts version {version}")
-            if _digest(self._content(disk, partitions["ESP"], names[0])) != self._programs[version]:
+            if _digest(boot_program(self._tools, disk, names[0])) != self._programs[version]:
                 raise BootError(f"{names[0]} is not whole")
             self._slot(disk, partitions, self._known[version])
         return min(entries)[1]
 
-    def _entries(self, disk: Path, esp: Partition) -> list[tuple[tuple[bool, int, int, int], str, str]]:
+    def _entries(self, disk: Path) -> list[tuple[tuple[bool, int, int, int], str, str]]:
         """Those that can be started, with what the boot loader sorts them by: exhausted ones last, newer versions first."""
-        listed = self._mtools(["mdir", "-b"], disk, esp, "::EFI/Linux").decode()
         found = []
-        for name in (line.rsplit("/", 1)[-1] for line in listed.splitlines()):
+        for name in boot_entries(self._tools, disk):
             entry = ENTRY.match(name)
             if entry:
                 major, minor, patch = (int(number) for number in entry.groups()[:3])
                 found.append(((entry[4] == "0", -major, -minor, -patch), f"{major}.{minor}.{patch}", name))
         return found
 
-    def _content(self, disk: Path, esp: Partition, name: str) -> bytes:
-        return self._mtools(["mtype"], disk, esp, f"::EFI/Linux/{name}")
-
-    def _mtools(self, command: list[str], disk: Path, esp: Partition, name: str) -> bytes:
-        order = self._tools.command([*command, "-i", f"/mnt/disk@@{esp.start}", name], [Mount(disk, "disk")])
-        done = subprocess.run(order, capture_output=True, check=False)
-        if done.returncode != 0:
-            raise BootError(f"{command[0]}: {done.stderr.decode()}")
-        return done.stdout
-
     def _slot(self, disk: Path, partitions: dict[str, Partition], variant: Variant) -> None:
-        root_hash = (variant.folder / f"sallyport-{variant.version}.roothash").read_text(encoding="ascii").strip()
-        for wanted, artefact in ((root_hash[:32], "root.erofs"), (root_hash[32:], "root.verity")):
+        for wanted, artefact in ((variant.root_hash[:32], "root.erofs"), (variant.root_hash[32:], "root.verity")):
             place = next((found for found in partitions.values() if found.id == uuid.UUID(wanted)), None)
             if place is None:
                 raise BootError(f"no partition has the id that the kernel of {variant.version} looks for")

@@ -16,7 +16,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -206,23 +206,32 @@ class Boot:
             if self.ended():
                 raise BootError(f"the machine went off before it answered; see {self.log}")
             with contextlib.suppress(OSError, http.client.HTTPException):
-                status, _ = self.get(path, plain=plain)
+                status, _ = self.ask("GET", path, plain=plain)
                 if status == 200:
                     return self.elapsed()
             with self._changed:
                 self._changed.wait(HTTPS_POLL_S)
         raise BootError(f"no answer over HTTPS within {timeout_s:.0f} s; see {self.log}")
 
-    def get(self, path: str, *, plain: bool = False) -> tuple[int, bytes]:
-        """Asks the server over HTTPS, whatever its certificate, or without TLS."""
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float = HTTPS_TIMEOUT_S,
+        plain: bool = False,
+    ) -> tuple[int, bytes]:
+        """Asks the server over HTTPS, whatever its certificate, or without TLS; returns the status and the body."""
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=HTTPS_TIMEOUT_S, context=context)
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout_s, context=context)
         if plain:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HTTPS_TIMEOUT_S)
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         with contextlib.closing(connection):
-            connection.request("GET", path)
+            connection.request(method, path, body, dict(headers or {}))
             answer = connection.getresponse()
             return answer.status, answer.read(1 << 20)
 
@@ -300,7 +309,8 @@ class Boot:
         command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-machine", "q35,accel=tcg,smm=on", "-cpu", hardware.processor, "-smp", str(hardware.cores)]
         command += ["-m", str(hardware.memory_mib), "-uuid", hardware.uuid]
-        command += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
+        # No suspend to RAM, for which this firmware would keep memory: nothing here suspends.
+        command += ["-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1"]
         command += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}/OVMF_CODE_4M.secboot.fd"]
         command += ["-drive", f"if=pflash,format=raw,unit=1,file={VARIABLES}"]
         command += self._disk()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import itertools
 import json
-import ssl
 import urllib.parse
 from collections.abc import Mapping
 
@@ -14,9 +11,13 @@ from .machine import Boot, BootError
 
 PASSWORD = "correct horse battery staple"  # noqa: S105
 TIMEOUT_S = 30.0
-BYTES_MAX = 1 << 20
 
 Json = Mapping[str, object]
+
+
+def activation(code: str) -> str:
+    """The form with which somebody makes an account their own."""
+    return urllib.parse.urlencode({"code": code, "password": PASSWORD, "repeated": PASSWORD})
 
 
 class Person:
@@ -30,8 +31,8 @@ class Person:
 
     def activate(self, code: str) -> None:
         """Takes an account over with the activation code from the roster, on the page for that, and logs in."""
-        form = urllib.parse.urlencode({"code": code, "password": PASSWORD, "repeated": PASSWORD})
-        status, page = self._request("POST", "/activate", form, {"Content-Type": "application/x-www-form-urlencoded"})
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        status, page = self.boot.ask("POST", "/activate", activation(code), form, timeout_s=TIMEOUT_S)
         if status != 200:
             raise BootError(f"the code does not count: {status} {page.decode()}")
         self.login()
@@ -75,18 +76,9 @@ class Person:
 
     def _ask(self, method: str, path: str, body: Json | None = None) -> dict[str, object]:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        status, answer = self._request(method, path, json.dumps(body) if body is not None else None, headers)
+        text = json.dumps(body) if body is not None else None
+        status, answer = self.boot.ask(method, path, text, headers, timeout_s=TIMEOUT_S)
         if status != 200:
             raise BootError(f"{method} {path}: {status} {answer.decode()}")
         found: dict[str, object] = json.loads(answer)
         return found
-
-    def _request(self, method: str, path: str, body: str | None, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        connection = http.client.HTTPSConnection("127.0.0.1", self.boot.port, timeout=TIMEOUT_S, context=context)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, dict(headers))
-            answer = connection.getresponse()
-            return answer.status, answer.read(BYTES_MAX)

@@ -10,7 +10,6 @@ import ssl
 import subprocess
 import threading
 import urllib.error
-import urllib.parse
 import urllib.request
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +17,10 @@ from types import TracebackType
 from build.__main__ import REPOSITORY
 
 from .machine import BootError
+from .matrix import PASSWORD, activation
 
 PYTHON = REPOSITORY / "tests/.venv/bin/python"
 CLIENT = REPOSITORY / "tests/clients/nio_client.py"
-PASSWORD = "correct horse battery staple"
 # How long a person waits for what must come: a box under emulation hashes passwords for a while.
 PATIENCE_S = 240.0
 
@@ -55,7 +54,7 @@ class Person:
 
     def activate(self, code: str) -> None:
         """Makes the account its own on the box's page, with the code on the slip, and signs in with the client."""
-        form = urllib.parse.urlencode({"code": code, "password": PASSWORD, "repeated": PASSWORD}).encode()
+        form = activation(code).encode()
         trust = ssl.create_default_context(cafile=self._authority)
         try:
             with urllib.request.urlopen(f"{self._server}/activate", form, timeout=PATIENCE_S, context=trust) as answer:

@@ -137,6 +137,11 @@ class Variant:
         """The boot program."""
         return self.folder / f"sallyport-{self.version}.efi"
 
+    @property
+    def root_hash(self) -> str:
+        """The root hash, in hexadecimal digits."""
+        return (self.folder / f"sallyport-{self.version}.roothash").read_text(encoding="ascii").strip()
+
     def update(self, desk: Desk, name: str, floor: str, signer: list[str]) -> Path:
         """Makes an update file of it at a desk, with these terms and this signer."""
         parts = {"root.erofs": "root", "root.verity": "verity", self.program.name: "uki", f"sallyport-{self.version}.roothash": "root-hash"}

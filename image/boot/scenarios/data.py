@@ -238,7 +238,7 @@ class Before:
         self._bench = bench
         self._box = box
         self._tools = tree.make("tools", lock.read(LOCKS / "tools.lock"), pool.Pool(pool.cache() / "pool"))
-        self._start, _ = disk.partition(box.disk, luks.LABEL)
+        self._start = disk.partition(box.disk, luks.LABEL).start
         self._header = luks.header(box.disk, self._start)
         found = luks.volume_key(self._tools, self._header, self.key, box.folder)
         if found is None or not luks.shows_file_system(bench.tools, box.disk, self._start, found):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from build import report
 
 from .. import sticks
-from ..desk import Desk
+from ..desk import Desk, found
 from ..machine import Boot, BootError, Machine
 from ..people import Person
 from .bench import BOOT_S, Bench, switch_off, times, visit
@@ -163,11 +162,3 @@ def carry(sender: Enclave, recipient: Enclave, stick: Stick) -> None:
         raise BootError(f"{recipient.name} did not take the bundle: {said}")
     stick.remove([bundle, approval])
     report.say(f"a bundle went from {sender.name} to {recipient.name}")
-
-
-def found(pattern: str, text: str) -> str:
-    """What stands in a text."""
-    match = re.search(pattern, text)
-    if not match:
-        raise BootError(f"nothing like {pattern!r} in {text!r}")
-    return match[1]

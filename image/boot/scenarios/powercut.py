@@ -11,6 +11,7 @@ from pathlib import Path
 from build import report
 
 from .. import judge, sticks
+from ..disk import NoTable
 from ..machine import BootError, Hardware, Machine
 from ..record import Point, Recording
 from .bench import BOOT_S, MOMENT_S, RECOVERY_KEY, Bench, confirm, switch_off, times
@@ -93,7 +94,7 @@ def first(bench: Bench) -> None:
     def there_is(disk: Path) -> str:
         try:
             judged.starts(disk)
-        except judge.NoTable:
+        except NoTable:
             return NO_TABLE
         return judge.data_partition(disk)
 

@@ -13,7 +13,7 @@ def unsigned(bench: Bench) -> None:
     """A boot program without a signature, or with a flipped bit: the firmware starts neither."""
     signed = next(bench.image.parent.glob("*[0-9].efi"))
     version = signed.stem.removeprefix("sallyport-")
-    name = f"EFI/Linux/sallyport_{version}.efi"
+    name = f"sallyport_{version}.efi"
     flipped = bench.folder / "flipped.efi"
     content = bytearray(signed.read_bytes())
     content[len(content) // 2] ^= 1
@@ -40,7 +40,7 @@ def flipped(bench: Bench) -> None:
 def foreign(bench: Bench) -> None:
     """A boot program signed with another key: the firmware does not start it. One whose measurements another key signed: the data stays closed."""
     version = bench.image.stem.removeprefix("sallyport-")
-    name = f"EFI/Linux/sallyport_{version}.efi"
+    name = f"sallyport_{version}.efi"
     machine = bench.box("foreign")
     genuine = bench.image.with_suffix(".efi")
     disk.replace_boot_program(bench.tools, machine.disk, bench.variants.foreign(version, key="db").program, name)
@@ -49,7 +49,10 @@ def foreign(bench: Bench) -> None:
         if boot.time_of(KERNEL_STARTS):
             raise BootError("a boot program with a foreign signature was started")
     report.say("signed with another key: refused")
-    disk.replace_boot_program(bench.tools, machine.disk, bench.variants.foreign(version, key="pcr").program, name)
+    other = bench.variants.foreign(version, key="pcr")
+    if other.root_hash != bench.variants.of(bench.image).root_hash:
+        raise BootError("the programs are not those of the image: build it anew")
+    disk.replace_boot_program(bench.tools, machine.disk, other.program, name)
     with machine.boot() as boot:
         boot.wait_for("CANNOT BE OPENED", BOOT_S)
         boot.wait_for("Recovery key, with its dashes", MOMENT_S)

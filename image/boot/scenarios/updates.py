@@ -235,8 +235,7 @@ def rot(bench: Bench) -> None:
     """The slot of a running box rots, first its hash tree, then its root: panic; after nine starts that came to nothing the older version runs."""
     box = inhabited(bench, "rot")
     install(bench, box, signed(bench, box, bench.variants.version(NEW), NEW))
-    _, blocks = disk.partition(box.machine.disk, "root-b")
-    _, of_tree = disk.partition(box.machine.disk, "root-b-verity")
+    blocks, of_tree = (disk.partition(box.machine.disk, label).size for label in ("root-b", "root-b-verity"))
     # All but what the next start needs to get that far: the superblocks, and the root of the tree.
     tree = [place + 100 for place in range(2 * BLOCK, of_tree, BLOCK)]
     root = [place + 100 for place in range(BLOCK, blocks, BLOCK)]
