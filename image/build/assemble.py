@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,18 @@ COMMAND_LINE = (
 # A second way to start the same system, from the boot menu. The TPM does not give the key of the data to it: see `signing.forget_last`.
 RESET_PROFILE = "ID=factory-reset\nTITLE=Factory reset\n"
 RESET_COMMAND_LINE = "systemd.unit=sallyport-factory-reset.target"
+
+
+def sorts_last(release: str) -> str:
+    """The os-release of the factory reset: with it the boot loader sorts this profile behind those that start a box.
+
+    It sorts by IMAGE_ID first. With the same one, systemd-boot 257 puts the profiles of a program whose starts are counted before the program
+    itself, as it takes the counter out of one name and not of the other: each update would start as a factory reset.
+    """
+    found = re.search(r"^IMAGE_ID=(\S+)$", release, re.MULTILINE)
+    if found is None:
+        raise BuildError("os-release has no IMAGE_ID")
+    return release.replace(found[0], f"{found[0]}-factory-reset")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +229,10 @@ class Assembly:
         unsigned, reset = OUT / f"{self.name}.unsigned.efi", self.work / "factory-reset.efi"
         boot = self.packages / "usr/lib/systemd/boot/efi"
         stub = f"--stub={boot}/linuxx64.efi.stub"
-        more = [f"--cmdline={command_line} {RESET_COMMAND_LINE}", f"--output={reset}"]
+        release = self.root / "usr/lib/os-release"
+        last = self.work / "factory-reset-release"
+        last.write_text(sorts_last(release.read_text(encoding="utf-8")), encoding="utf-8")
+        more = [f"--cmdline={command_line} {RESET_COMMAND_LINE}", f"--os-release=@{last}", f"--output={reset}"]
         signing.run(["ukify", "build", f"--profile={RESET_PROFILE}", f"--stub={boot}/addonx64.efi.stub", *more])
         signing.run(
             [
@@ -225,7 +241,7 @@ class Assembly:
                 f"--linux={self.packages}/boot/vmlinuz-{self.kernel}",
                 f"--initrd={self.work}/initrd.cpio.zst",
                 stub,
-                f"--os-release=@{self.root}/usr/lib/os-release",
+                f"--os-release=@{release}",
                 f"--uname={self.kernel}",
                 f"--cmdline={command_line}",
                 f"--pcr-private-key={signing.passing_key(self.work) if made else KEYS / 'pcr.key'}",
