@@ -134,6 +134,10 @@ class Assembly:
             stripped = self.work / program
             subprocess.run(["strip", "-o", stripped, BINARIES / program], check=True)
             allowed.place(stripped, f"usr/bin/{program}", 0o755)
+        ordered = self.work / "ordered.so"
+        compiler = ["cc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-s", "-Wl,-z,now,--build-id=none"]
+        subprocess.run([*compiler, "-o", ordered, IMAGE / "system/ordered.c"], check=True)
+        allowed.place(ordered, "usr/lib/sallyport/ordered.so", 0o644)
         # Whose updates this version takes.
         allowed.place(KEYS / "update.pub", "usr/lib/sallyport/update.pub", 0o644)
         allowed.wants(IMAGE / "system/wants.list")
