@@ -48,11 +48,13 @@ def sealed(bench: Bench) -> None:
 
 
 def opensc(bench: Bench) -> None:
-    """Smart cards: the module is loaded and asks for readers; without a card the box says what to do."""
+    """Smart cards: without one the box says what to do, and a reader that is plugged in is let in and found."""
     machine = bench.machine("token-opensc")
     with machine.boot() as boot:
         _make_a_box(bench, machine, boot, "opensc")
         boot.wait_for("ABSENT.*no token with the label `alpha` is plugged in", BOOT_S)
+        boot.command("device_add", driver="usb-ccid", bus="usb.0", id="reader")
+        boot.wait_for("found: none, empty readers: 1", BOOT_S)
         switch_off(boot)
 
 
