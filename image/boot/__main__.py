@@ -16,7 +16,8 @@ from .scenarios.bench import Bench
 
 def main() -> None:
     """Plays the scenarios that the command line names, all if it names none."""
-    known = "\n".join(f"  {name:14}{(play.__doc__ or '').splitlines()[0]}" for name, play in scenarios.ALL.items())
+    width = max(map(len, scenarios.ALL)) + 2
+    known = "\n".join(f"  {name:{width}}{(play.__doc__ or '').splitlines()[0]}" for name, play in scenarios.ALL.items())
     top = argparse.ArgumentParser(prog="boot", epilog=known, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("scenario", nargs="*", help="what to play; everything if none is given")
     top.add_argument("--image", type=Path, default=REPOSITORY / "target/image", help="the image, or a folder of which the newest counts; `make image` has its own")
