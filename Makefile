@@ -118,7 +118,7 @@ image-revoke: ## Make dbx.auth, which revokes the boot programs UKI= (paths) in 
 
 .PHONY: image-verify
 image-verify: ## Build the image twice, as differently as this machine allows, and compare every artefact bit for bit
-	@.ci/need image
+	@.ci/need image compare
 	@$(IMAGE) verify $(if $(BINARIES),--binaries $(BINARIES))
 
 .PHONY: image-boot
