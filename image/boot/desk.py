@@ -63,6 +63,8 @@ class Desk:
     def roster(self, serial: int, people: Sequence[str]) -> Path:
         """Makes a roster and has the officer sign it."""
         lines = "".join(f"{person}\n" for person in ("localpart", *people))
+        # `sallyctl` replaces nothing.
+        (self.folder / "people.json").unlink(missing_ok=True)
         self.write("people.csv", lines)
         made = ["roster", "make", "/mnt/desk/people.csv", "--enclave", self.enclave, "--serial", str(serial)]
         self.sallyctl([*made, "--out", "/mnt/desk/people.json"])

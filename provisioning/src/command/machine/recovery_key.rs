@@ -9,6 +9,7 @@ use anyhow::Context as _;
 
 use super::{
     dialogue::{self, Told},
+    journal_key,
     seal::Typed,
 };
 use crate::notice::{self, Question};
@@ -62,6 +63,7 @@ impl Place {
         File::open(&self.confirmed)
             .and_then(|file| file.sync_all())
             .context("cannot remember the confirmation")?;
+        notice::withdraw(&notice::path(&self.state, journal_key::NOTICE))?;
         fs::remove_file(notice).context("cannot take the recovery key off the console")
     }
 
@@ -94,7 +96,6 @@ fn confirms(line: &str, key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::notice;
 
     #[test]
     fn the_last_group_confirms() {
@@ -113,9 +114,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().to_owned();
         let place = || Place { state: state.clone(), confirmed: state.join("confirmed") };
+        let other = Told { title: "Journal", lines: &["a1b2c3"], ..Told::default() };
+        dialogue::tell(&state, journal_key::NOTICE, other).unwrap();
         place().publish("aaaaaaaa-bbbbbbbb", "").unwrap();
-        let notices = notice::all(&state);
-        assert_eq!(notices[0].lines[0], "aaaaaaaa-bbbbbbbb");
+        let shown =
+            || notice::all(&state).into_iter().find(|notice| notice.name == NOTICE).unwrap();
+        assert_eq!(shown().lines[0], "aaaaaaaa-bbbbbbbb");
         let waiting = std::thread::spawn({
             let place = place();
             move || place.confirm()
@@ -126,11 +130,11 @@ mod tests {
                 std::thread::yield_now();
             }
             // The next one opens the pipe anew only after the wrong answer was told.
-            while typed == "aaaaaaaa" && notice::all(&state)[0].lines[1].is_empty() {
+            while typed == "aaaaaaaa" && shown().lines[1].is_empty() {
                 std::thread::yield_now();
             }
         }
         waiting.join().unwrap().unwrap();
-        assert!(place().confirmed.exists() && !place().notice().exists());
+        assert!(place().confirmed.exists() && notice::all(&state).is_empty());
     }
 }
