@@ -258,11 +258,11 @@ pub enum BoxKeyPlace {
 /// How many accounts there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountCounts {
-    /// Accounts that may be used.
+    /// Accounts that somebody activated and may use.
     pub active: u64,
     /// Accounts that are locked.
     pub locked: u64,
-    /// Active accounts that nobody has activated yet.
+    /// Accounts that nobody has activated yet.
     pub waiting: u64,
 }
 

@@ -62,7 +62,7 @@ impl Read<'_> {
     /// How many accounts rosters made.
     pub fn roster_account_counts(&self) -> Result<AccountCounts> {
         let mut statement = self.prepare(
-            "SELECT count(*) FILTER (WHERE NOT (locked OR deactivated)),
+            "SELECT count(*) FILTER (WHERE NOT (locked OR deactivated) AND password_hash IS NOT NULL),
                     count(*) FILTER (WHERE locked OR deactivated),
                     count(*) FILTER (WHERE NOT (locked OR deactivated) AND password_hash IS NULL)
              FROM roster_accounts JOIN users USING (user_id)",

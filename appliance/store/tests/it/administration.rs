@@ -105,7 +105,7 @@ fn whether_an_account_is_locked_is_one_thing() {
     let accounts = store.read(|read| read.roster_accounts()).unwrap();
     assert_eq!(accounts[0].account.state, AccountState::Locked);
     let counts = store.read(|read| read.roster_account_counts()).unwrap();
-    assert_eq!(counts, AccountCounts { active: 1, locked: 1, waiting: 1 });
+    assert_eq!(counts, AccountCounts { active: 0, locked: 1, waiting: 1 });
 }
 
 #[test]
