@@ -105,6 +105,7 @@ def recovery_key(machine: Machine) -> str:
 
 def confirm(boot: Boot, key: str) -> None:
     """Types the last group of the recovery key, and waits until the console no longer shows it."""
+    boot.wait_for("type its last group", MOMENT_S)
     boot.type(key.rsplit("-", 1)[1] + "\n")
     boot.wait_for_screen("network", "RECOVERY KEY", MOMENT_S)
 

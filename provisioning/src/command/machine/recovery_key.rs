@@ -16,6 +16,7 @@ use crate::notice::{self, Question};
 
 /// The name of the notice with the recovery key, and of the pipe for its confirmation.
 const NOTICE: &str = "recovery-key";
+const QUESTION: &str = "When it is written down, type its last group of eight letters:";
 
 #[derive(clap::Args)]
 pub(crate) struct Place {
@@ -40,7 +41,8 @@ impl Place {
         }
         let made = typed.new_recovery_key(device);
         typed.forget()?;
-        self.publish(&made.context("no recovery key")?, "")
+        // Nobody listens yet: the question comes with `confirm`.
+        self.publish(&made.context("no recovery key")?, "", None)
     }
 
     pub(super) fn confirm(&self) -> anyhow::Result<()> {
@@ -56,8 +58,9 @@ impl Place {
             .context("there is no recovery key")?
             .to_owned();
         let question = Question::open(&self.state, NOTICE)?;
+        self.publish(&key, "", Some(QUESTION))?;
         while !confirms(&question.answer()?, &key) {
-            self.publish(&key, "That was not its last group.")?;
+            self.publish(&key, "That was not its last group.", Some(QUESTION))?;
         }
         fs::write(&self.confirmed, "").context("cannot remember the confirmation")?;
         File::open(&self.confirmed)
@@ -68,14 +71,14 @@ impl Place {
     }
 
     /// Puts the key onto the console, which is the only place that it is ever written to in the clear.
-    fn publish(&self, key: &str, remark: &str) -> anyhow::Result<()> {
+    fn publish(&self, key: &str, remark: &str, ask: Option<&str>) -> anyhow::Result<()> {
         dialogue::tell(
             &self.state,
             NOTICE,
             Told {
                 title: "RECOVERY KEY: write it down and lock it away. It opens the data of this box when its TPM or passphrase does not, and is shown only now.",
                 lines: &[key, remark],
-                ask: Some("When it is written down, type its last group of eight letters:"),
+                ask,
                 secret: false,
             },
         )
@@ -116,10 +119,11 @@ mod tests {
         let place = || Place { state: state.clone(), confirmed: state.join("confirmed") };
         let other = Told { title: "Journal", lines: &["a1b2c3"], ..Told::default() };
         dialogue::tell(&state, journal_key::NOTICE, other).unwrap();
-        place().publish("aaaaaaaa-bbbbbbbb", "").unwrap();
+        place().publish("aaaaaaaa-bbbbbbbb", "", None).unwrap();
         let shown =
             || notice::all(&state).into_iter().find(|notice| notice.name == NOTICE).unwrap();
         assert_eq!(shown().lines[0], "aaaaaaaa-bbbbbbbb");
+        assert_eq!(shown().ask, None, "nobody would take the answer");
         let waiting = std::thread::spawn({
             let place = place();
             move || place.confirm()
