@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from build import report
@@ -44,15 +46,16 @@ class Bench:
     def box(self, name: str, enclave: str = "alpha.example") -> Machine:
         """A machine that is this enclave's box, switched off. It is provisioned once in a run, and copied for each who asks; its desk is in its folder."""
         original = self.folder / f"provisioned-{enclave}"
-        if self.is_new(original.name):
-            self.provision(self.machine(original.name), enclave)
+        with self.once(original.name) as new:
+            if new:
+                self.provision(self.machine(original.name), enclave)
         return self.copy(original.name, name)
 
-    def is_new(self, name: str) -> bool:
-        """Whether something with this name is asked for the first time in this run."""
-        new = name not in self._made
+    @contextlib.contextmanager
+    def once(self, name: str) -> Iterator[bool]:
+        """Whether something with this name is still to be made in this run; it is made when the block ends well."""
+        yield name not in self._made
         self._made.add(name)
-        return new
 
     def copy(self, original: str, name: str) -> Machine:
         """A machine that is there once more, with all that is in its folder."""

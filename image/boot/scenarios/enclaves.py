@@ -82,16 +82,21 @@ class Stick:
 
 def paired(bench: Bench, name: str) -> tuple[Machine, Machine]:
     """Boxes of alpha and bravo, switched off, which are paired and know their people. They are made once in a run, and copied for each who asks."""
-    if bench.is_new("paired"):
-        alpha, bravo = (bench.box(f"paired-{enclave}", enclave) for enclave in PEOPLE)
-        with alpha.boot() as first:
-            here = begin(bench, alpha, "alpha.example", first)
-            with bravo.boot() as second:
-                pair(here, begin(bench, bravo, "bravo.example", second))
-                switch_off(second)
-            switch_off(first)
+    with bench.once("paired") as new:
+        if new:
+            _pair_boxes(bench)
     alpha, bravo = (bench.copy(f"paired-{enclave}", f"{name}-{enclave}") for enclave in PEOPLE)
     return alpha, bravo
+
+
+def _pair_boxes(bench: Bench) -> None:
+    alpha, bravo = (bench.box(f"paired-{enclave}", enclave) for enclave in PEOPLE)
+    with alpha.boot() as first:
+        here = begin(bench, alpha, "alpha.example", first)
+        with bravo.boot() as second:
+            pair(here, begin(bench, bravo, "bravo.example", second))
+            switch_off(second)
+        switch_off(first)
 
 
 def begin(bench: Bench, machine: Machine, enclave: str, boot: Boot) -> Enclave:
