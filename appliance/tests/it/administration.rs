@@ -209,7 +209,7 @@ async fn from_a_roster_to_a_log_in() {
     assert_eq!(status, StatusCode::FORBIDDEN);
     assert!(page.contains("The code is not valid"), "{page}");
     let status: Status = admin.get(path::STATUS).await;
-    assert_eq!((status.accounts.active, status.accounts.waiting), (2, 1));
+    assert_eq!((status.accounts.active, status.accounts.waiting), (1, 1));
     let person = || "Alice Ä.".to_owned();
     assert_eq!(
         admin.log().await,

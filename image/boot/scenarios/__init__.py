@@ -39,5 +39,4 @@ ALL: dict[str, Callable[[Bench], None]] = {
     "restore-stick": backup.restore_stick,
     "config": backup.config,
     "odd-sticks": backup.odd_sticks,
-    "journal": backup.journal,
 }

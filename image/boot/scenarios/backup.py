@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import datetime
 import ssl
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from build import lock, pool, report, tree
-from build.__main__ import LOCKS
-from build.tree import Mount
+from build import report
 
 from .. import sticks
 from ..desk import SOFTWARE
 from ..machine import Boot, BootError
 from ..matrix import Person
 from . import enclaves
-from .bench import BOOT_S, JOURNAL_KEY_FILE, MOMENT_S, RECOVERY_KEY, Bench, confirm, switch_off, times, visit
+from .bench import BOOT_S, MOMENT_S, RECOVERY_KEY, Bench, confirm, switch_off, times, visit
 from .enclaves import BUNDLES, CARDS, OUT, Enclave, Stick, found
 
 CODE = r"\d{4} \d{4} \d{4} \d{4}"
@@ -233,31 +230,6 @@ def refused_changes(box: Enclave) -> None:
     ]:
         if not any(line.startswith(f"- REFUSED: CONFIG/{name}.toml") and why in line for line in said.splitlines()):
             raise BootError(f"{name} is not refused with {why!r}: {said}")
-
-
-def journal(bench: Bench) -> None:
-    """The journal that a stick brings is as the box sealed it: the key that somebody wrote down shows it, and no other key does."""
-    machine = bench.box("journal")
-    with machine.boot() as boot:
-        box = enclaves.begin(bench, machine, "alpha.example", boot)
-        stick = Stick(bench, machine.folder, ordered(box, "journal = true"))
-        box.visit(stick)
-        names = [name for name in sticks.names(bench.tools, stick.image, OUT) if name.startswith("journal-")]
-        for name in names:
-            box.take(stick, f"{OUT}/{name}", name)
-        switch_off(boot)
-    tools = tree.make("tools", lock.read(LOCKS / "tools.lock"), pool.Pool(pool.cache() / "pool"))
-    key = (machine.folder / JOURNAL_KEY_FILE).read_text(encoding="ascii")
-    other = ("1" if key[0] == "0" else "0") + key[1:]
-    came = {}
-    for which in (key, other):
-        order = ["env", "TMPDIR=/tmp", "journalctl", "--verify", f"--verify-key={which}", *(f"--file=/mnt/desk/{name}" for name in names)]
-        came[which] = subprocess.run(tools.command(order, [Mount(machine.folder, "desk")]), capture_output=True, text=True, check=False)
-    if came[key].returncode != 0 or came[key].stderr.count("PASS") != len(names) or "Validated from" not in came[key].stderr:
-        raise BootError(f"the journal is not what the box sealed: {came[key].stderr}")
-    if came[other].returncode == 0:
-        raise BootError(f"another key finds nothing wrong: {came[other].stderr}")
-    report.say(f"{len(names)} files of the journal are as they were sealed")
 
 
 def odd_sticks(bench: Bench) -> None:

@@ -21,8 +21,6 @@ BOOT_S = 300.0
 MOMENT_S = 60.0
 # What somebody wrote down; the desk has keys of its own in the same folder.
 RECOVERY_FILE = "written-recovery-key"
-JOURNAL_KEY_FILE = "written-journal-key"
-JOURNAL_KEY = re.compile(r"\b((?:[0-9a-f]{6}-){3}[0-9a-f]{6}/[0-9a-f]+-[0-9a-f]+)\b")
 RECOVERY_KEY = re.compile(r"\b((?:[cbdefghijklnrtuv]{8}-){7}[cbdefghijklnrtuv]{8})\b")
 
 
@@ -77,7 +75,6 @@ class Bench:
         with machine.boot() as boot:
             boot.wait_for("not set up yet", BOOT_S)
             key = boot.wait_for(RECOVERY_KEY.pattern, MOMENT_S)[1]
-            journal_key = boot.wait_for(JOURNAL_KEY.pattern, MOMENT_S)[1]
             confirm(boot, key)
             boot.plug_in(image, "stick")
             boot.wait_for("wants to make this machine a box", BOOT_S)
@@ -87,7 +84,6 @@ class Bench:
             boot.pull_out("stick")
             switch_off(boot)
         (machine.folder / RECOVERY_FILE).write_text(key, encoding="ascii")
-        (machine.folder / JOURNAL_KEY_FILE).write_text(journal_key, encoding="ascii")
         return key
 
 

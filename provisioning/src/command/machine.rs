@@ -2,7 +2,6 @@
 
 mod dialogue;
 mod erase;
-mod journal_key;
 mod open;
 mod recovery_key;
 mod seal;
@@ -27,11 +26,6 @@ pub(crate) enum Command {
         device: PathBuf,
         #[command(flatten)]
         place: Place,
-    },
-    /// Make the keys that seal the journal, and show the one that verifies it.
-    JournalKey {
-        #[command(flatten)]
-        state: State,
     },
     /// Ask for the PIN of the token at the console, and set up a blank one.
     Token(token::Token),
@@ -82,7 +76,6 @@ impl Command {
         match self {
             Self::Token(token) => token.run(the_box),
             Self::RecoveryKey { device, place } => place.enrol(&device),
-            Self::JournalKey { state } => journal_key::make(&state.folder),
             Self::ConfirmRecoveryKey { place } => place.confirm(),
             Self::Recover { device, state } => open::recover(&state.folder, &device),
             Self::Open { state } => open::open(&state.folder),

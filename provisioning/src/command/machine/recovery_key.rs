@@ -9,7 +9,6 @@ use anyhow::Context as _;
 
 use super::{
     dialogue::{self, Told},
-    journal_key,
     seal::Typed,
 };
 use crate::notice::{self, Question};
@@ -66,7 +65,6 @@ impl Place {
         File::open(&self.confirmed)
             .and_then(|file| file.sync_all())
             .context("cannot remember the confirmation")?;
-        notice::withdraw(&notice::path(&self.state, journal_key::NOTICE))?;
         fs::remove_file(notice).context("cannot take the recovery key off the console")
     }
 
@@ -117,8 +115,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().to_owned();
         let place = || Place { state: state.clone(), confirmed: state.join("confirmed") };
-        let other = Told { title: "Journal", lines: &["a1b2c3"], ..Told::default() };
-        dialogue::tell(&state, journal_key::NOTICE, other).unwrap();
         place().publish("aaaaaaaa-bbbbbbbb", "", None).unwrap();
         let shown =
             || notice::all(&state).into_iter().find(|notice| notice.name == NOTICE).unwrap();
