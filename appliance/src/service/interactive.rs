@@ -58,4 +58,17 @@ mod tests {
         interactive.close(&id);
         assert_eq!(interactive.purpose(&id, now), None);
     }
+
+    #[test]
+    fn memory_is_bounded() {
+        let interactive = Interactive::default();
+        let open = |number: usize| {
+            let mut random = [0; 18];
+            random[..8].copy_from_slice(&number.to_be_bytes());
+            interactive.open(String::new(), Millis(0), random)
+        };
+        let opened: Vec<_> = (0..2 * INTERACTIVE_SESSIONS_MAX).map(open).collect();
+        let there = opened.iter().filter(|id| interactive.purpose(id, Millis(0)).is_some());
+        assert!((1..=INTERACTIVE_SESSIONS_MAX).contains(&there.count()));
+    }
 }

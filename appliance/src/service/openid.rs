@@ -55,4 +55,18 @@ mod tests {
         let later = now.plus(Duration::from_millis(OPENID_TOKEN_MS));
         assert_eq!(tokens.user(&token, later), None);
     }
+
+    #[test]
+    fn many_tokens_push_old_ones_out() {
+        let (tokens, now) = (OpenIdTokens::default(), Millis(1_000));
+        let issue = |number: u64| {
+            let mut random = [0; 32];
+            random[..8].copy_from_slice(&number.to_be_bytes());
+            tokens.issue(user_id!("@alice:alpha.test"), now, random)
+        };
+        let issued: Vec<_> = (0..=OPENID_TOKENS_MAX as u64).map(issue).collect();
+        let (last, pushed) = issued.split_last().unwrap();
+        assert!(tokens.user(last, now).is_some());
+        assert!(pushed.iter().all(|token| tokens.user(token, now).is_none()));
+    }
 }

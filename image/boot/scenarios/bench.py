@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from build import report
@@ -44,16 +43,14 @@ class Bench:
     def box(self, name: str, enclave: str = "alpha.example") -> Machine:
         """A machine that is this enclave's box, switched off. It is provisioned once in a run, and copied for each who asks; its desk is in its folder."""
         original = self.folder / f"provisioned-{enclave}"
-        with self.once(original.name) as new:
-            if new:
-                self.provision(self.machine(original.name), enclave)
+        self.once(original.name, lambda: self.provision(self.machine(original.name), enclave))
         return self.copy(original.name, name)
 
-    @contextlib.contextmanager
-    def once(self, name: str) -> Iterator[bool]:
-        """Whether something with this name is still to be made in this run; it is made when the block ends well."""
-        yield name not in self._made
-        self._made.add(name)
+    def once(self, name: str, make: Callable[[], object]) -> None:
+        """Makes what has this name, unless that went well before in this run."""
+        if name not in self._made:
+            make()
+            self._made.add(name)
 
     def copy(self, original: str, name: str) -> Machine:
         """A machine that is there once more, with all that is in its folder."""

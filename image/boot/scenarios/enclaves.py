@@ -82,9 +82,7 @@ class Stick:
 
 def paired(bench: Bench, name: str) -> tuple[Machine, Machine]:
     """Boxes of alpha and bravo, switched off, which are paired and know their people. They are made once in a run, and copied for each who asks."""
-    with bench.once("paired") as new:
-        if new:
-            _pair_boxes(bench)
+    bench.once("paired", lambda: _pair_boxes(bench))
     alpha, bravo = (bench.copy(f"paired-{enclave}", f"{name}-{enclave}") for enclave in PEOPLE)
     return alpha, bravo
 
