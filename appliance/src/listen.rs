@@ -19,6 +19,7 @@ use axum::{Router, body::Body};
 use http::Request;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt};
 use sallyport_core::limits::{
     CONNECTIONS_PER_ADDRESS_MAX, HEADER_READ_MS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX,
     TLS_HANDSHAKE_MS_MAX,
@@ -151,6 +152,8 @@ pub fn reserve(listener: &Listener) -> Result<Reserved, Error> {
     let bound = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_reuseaddr(true)?;
+        // The cable may be plugged in later, and then it is this machine's address (ip(7)).
+        setsockopt(&socket, sockopt::IpFreebind, &true)?;
         socket.bind(address)?;
         Ok(socket)
     };
@@ -323,6 +326,8 @@ async fn serve(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[tokio::test]
@@ -341,5 +346,16 @@ mod tests {
         drop(places);
         assert_eq!(connections.drain(Duration::from_secs(1)).await, 0);
         assert!(connections.by_address.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_address_may_come_later() {
+        // Addresses of documentation, which no machine has (RFC 5737, RFC 3849).
+        for address in ["192.0.2.1:0", "[2001:db8::1]:0"] {
+            let address = address.parse().unwrap();
+            let listener = Listener { address, apis: BTreeSet::new(), tls: false };
+            let open = reserve(&listener).unwrap().listen().unwrap();
+            assert_eq!(open.local_addr().unwrap().ip(), address.ip());
+        }
     }
 }
