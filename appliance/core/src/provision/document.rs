@@ -182,6 +182,17 @@ impl Document {
         if self.listen.len() > PROVISION_LISTENERS_MAX {
             return wrong("listen", "there are too many addresses");
         }
+        if let NetworkAddress::Static(own, _) = self.network.address
+            && let Some(other) = self
+                .listen
+                .iter()
+                .map(SocketAddr::ip)
+                .find(|ip| !ip.is_unspecified() && !ip.is_loopback() && *ip != own)
+        {
+            // The server would wait for an address that never comes.
+            let problem = format!("{other} is not the address in [network], {own}");
+            return wrong("listen", &problem);
+        }
         if self.tls.names.len() > PROVISION_NAMES_MAX || !self.tls.names.iter().all(|n| is_name(n))
         {
             return wrong("tls.names", "write few names and addresses, without scheme and port");

@@ -114,6 +114,23 @@ fn a_whole_document_says_what_it_says() {
 }
 
 #[test]
+fn the_box_listens_on_addresses_that_it_has() {
+    let network = "[network]\naddress = \"10.0.0.1/8\"\n";
+    for (listen, network, accepted) in [
+        ("10.0.0.1:443", network, true),
+        ("0.0.0.0:443", network, true),
+        ("[::]:443", network, true),
+        ("127.0.0.1:443", network, true),
+        ("10.0.0.2:443", network, false),
+        // Another one may come by DHCP.
+        ("10.0.0.2:443", "", true),
+    ] {
+        let text = document(1, &[1], 1, &format!("listen = [\"{listen}\"]\n{network}"));
+        assert_eq!(Document::parse(text.as_bytes()).is_ok(), accepted, "{text}");
+    }
+}
+
+#[test]
 fn a_first_document_is_approved_by_its_own_officers() {
     let text = document(1, &[1, 2], 2, "");
     let (parsed, sha256) = parse(&text);
