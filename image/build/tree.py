@@ -6,7 +6,9 @@ namespace, without network, with the same paths, environment and umask whoever c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import os
 import shutil
@@ -127,12 +129,13 @@ def make(name: str, locked: lock.Lock, packages: pool.Pool) -> Tree:
     """The tree of a lock: the one that was made before, or a new one."""
     wanted = hashlib.sha256((LAYOUT + locked.text()).encode()).hexdigest()[:16]
     folder = pool.cache() / "trees" / f"{name}-{wanted}"
-    if folder.exists():
+    if hold(folder):
         return Tree(folder)
     packages.fetch(locked.packages)
     report.say(f"unpacking {len(locked.packages)} packages into {folder}")
     fresh = folder.with_suffix(f".{os.getpid()}")
     fresh.mkdir(parents=True)
+    hold(fresh)
     unpack_all(locked, packages.path, fresh)
     for link, target in LINKS.items():
         if (fresh / link).parent.joinpath(target).exists() and not (fresh / link).exists():
@@ -144,10 +147,30 @@ def make(name: str, locked: lock.Lock, packages: pool.Pool) -> Tree:
     enter = [*unshare(network=False), "chroot", str(fresh)]
     subprocess.run([*enter, "/usr/bin/env", "-i", f"PATH={PATHS}", "ldconfig"], check=True)
     fresh.rename(folder)
-    for old in folder.parent.glob(f"{name}-*"):
-        if old != folder:
-            shutil.rmtree(old, ignore_errors=True)
+    remove_unused(path for path in folder.parent.glob(f"{name}-*") if path != folder)
     return Tree(folder)
+
+
+def hold(folder: Path) -> bool:
+    """Keeps a tree from being removed as long as this program runs; false if there is none."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    # Waits for whoever is about to remove it.
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat())
+
+
+def remove_unused(trees: Iterable[Path]) -> None:
+    """Removes trees that no program works in."""
+    for old in trees:
+        # Gone, or in use.
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), contextlib.ExitStack() as stack:
+            descriptor = os.open(old, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def unpack_all(locked: lock.Lock, place: Callable[[lock.Package], Path], folder: Path) -> None:
