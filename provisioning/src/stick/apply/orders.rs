@@ -303,7 +303,9 @@ fn journals(folder: &Path) -> io::Result<Vec<(PathBuf, std::time::SystemTime, u6
         for file in fs::read_dir(machine.path())? {
             let file = file?;
             let (path, metadata) = (file.path(), file.metadata()?);
-            if metadata.is_file() && path.extension().is_some_and(|e| e == "journal") {
+            // The latter ended with a power cut.
+            let journal = path.extension().is_some_and(|e| e == "journal" || e == "journal~");
+            if metadata.is_file() && journal {
                 found.push((path, metadata.modified()?, metadata.len()));
             }
         }
