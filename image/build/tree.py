@@ -153,24 +153,25 @@ def make(name: str, locked: lock.Lock, packages: pool.Pool) -> Tree:
 
 def hold(folder: Path) -> bool:
     """Keeps a tree from being removed as long as this program runs; false if there is none."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return False
-    # Waits for whoever is about to remove it.
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat())
+        # Waits for whoever is about to remove it.
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    return False
 
 
 def remove_unused(trees: Iterable[Path]) -> None:
     """Removes trees that no program works in."""
     for old in trees:
         # Gone, or in use.
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), contextlib.ExitStack() as stack:
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
             descriptor = os.open(old, os.O_RDONLY | os.O_DIRECTORY)
-            stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old, ignore_errors=True)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(old, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def unpack_all(locked: lock.Lock, place: Callable[[lock.Package], Path], folder: Path) -> None:
