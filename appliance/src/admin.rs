@@ -11,6 +11,7 @@ mod certificates;
 mod codes;
 mod command;
 mod error;
+mod journal;
 mod keys;
 mod rosters;
 mod status;
@@ -37,6 +38,7 @@ pub fn router() -> Router<Arc<App>> {
         .route(path::ACTIVATION_CODES, post(codes::renew))
         .route(path::AUDIT, get(audit::page))
         .route(path::AUDIT_CHECKPOINT, post(audit::checkpoint))
+        .route(path::JOURNAL, get(journal::sealed).post(journal::seal))
         .route(path::CARD_REQUEST, get(cards::request))
         .route(path::CARD, get(cards::own).put(cards::install))
         .route(path::CERTIFICATE, get(certificates::status).put(certificates::install))

@@ -18,6 +18,7 @@ mod expiring;
 pub mod hybrid;
 pub mod ignored;
 pub mod interactive;
+pub mod journal;
 pub mod keys;
 pub mod media;
 pub mod notifications;

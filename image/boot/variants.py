@@ -211,7 +211,7 @@ class Variants:
         """The image of this version with one key that is another: `db`, which signs boot programs, or `pcr`, which signs what the TPM measures."""
         keys, others = self._folder / f"foreign-{key}.keys", self._folder / "other-keys"
         others.mkdir(parents=True, exist_ok=True)
-        make_keys(self._tools(), others)
+        make_keys(self.tools(), others)
         shutil.rmtree(keys, ignore_errors=True)
         shutil.copytree(self._keys, keys)
         for path in others.glob(f"{key}.*"):
@@ -230,7 +230,7 @@ class Variants:
         code = program.with_suffix(".c")
         code.write_text(source, encoding="ascii")
         compiler = ["cc", "-O1", "-o", f"/mnt/programs/{program.name}", f"/mnt/programs/{code.name}"]
-        self._tools().run(compiler, [Mount(program.parent, "programs", writable=True)])
+        self.tools().run(compiler, [Mount(program.parent, "programs", writable=True)])
 
     def _build(self, name: str, version: str, more: list[str], *, programs: Path | None = None, keys: Path | None = None) -> Variant:
         if name in self._built:
@@ -244,7 +244,8 @@ class Variants:
             raise BootError(f"{name} cannot be built: {done.stdout}{done.stderr}")
         return Variant(out, version, _schema())
 
-    def _tools(self) -> tree.Tree:
+    def tools(self) -> tree.Tree:
+        """The tree in which images are built."""
         return tree.make("tools", lock.read(LOCKS / "tools.lock"), pool.Pool(pool.cache() / "pool"))
 
 

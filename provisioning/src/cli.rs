@@ -52,7 +52,7 @@ Against the loss of the box (each recovery officer keeps a token elsewhere):
   sallyctl backup grant           the same for a machine of the image, which takes it from a stick
 
 Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 the box does not answer,
-4 officers must approve, 5 the audit log was tampered with.";
+4 officers must approve, 5 the audit log or the journal was tampered with.";
 
 /// Administer a Sallyport box: rosters, pairing cards, bundles, key ceremonies.
 #[derive(Parser)]
@@ -196,8 +196,11 @@ impl Cli {
 /// The exit code that tells a script what kind of failure it was.
 pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
     let code = error.chain().find_map(|cause| {
-        use sallyport_core::audit::{BadCheckpoint, Broken};
-        if cause.is::<Broken>() || cause.is::<BadCheckpoint>() {
+        use sallyport_core::{
+            audit::{BadCheckpoint, Broken},
+            journal::Altered,
+        };
+        if cause.is::<Broken>() || cause.is::<BadCheckpoint>() || cause.is::<Altered>() {
             return Some(5);
         }
         cause.downcast_ref::<client::Error>().and_then(|error| match error {

@@ -5,6 +5,7 @@ mod cli;
 mod client;
 mod command;
 mod files;
+mod journal;
 mod notice;
 mod output;
 mod parts;

@@ -14,6 +14,8 @@
 //! | `POST` [`path::ACTIVATION_CODES`] | [`CodesRequest`] | [`IssuedCode`] list |
 //! | `GET` [`path::AUDIT`]`?after=ID` | | [`AuditPage`] |
 //! | `POST` [`path::AUDIT_CHECKPOINT`] | | [`Tip`]: what the token vouches for now |
+//! | `GET` [`path::JOURNAL`]`?seqnum_id=ID` | | [`JournalSealed`] |
+//! | `POST` [`path::JOURNAL`] | [`Seal`](crate::journal::Seal) of the machine's journal | [`JournalSealed`] |
 //! | `GET` [`path::CARD_REQUEST`] | | [`CardRequest`], to be signed by the enclave root |
 //! | `GET`, `PUT` [`path::CARD`] | `PUT`: own card | `GET`: own card, `PUT`: [`Peer`] |
 //! | `GET` [`path::PEERS`] | | [`Peer`] list |
@@ -82,6 +84,8 @@ pub mod path {
     pub const AUDIT: &str = "/admin/v1/audit";
     /// A checkpoint of the audit log, at once.
     pub const AUDIT_CHECKPOINT: &str = "/admin/v1/audit/checkpoint";
+    /// How far the machine's journal is sealed.
+    pub const JOURNAL: &str = "/admin/v1/journal";
     /// The box's public keys, for the enclave root to sign.
     pub const CARD_REQUEST: &str = "/admin/v1/card/request";
     /// The box's own pairing card.
@@ -343,6 +347,13 @@ pub struct AuditPage {
     pub keys: Vec<PublicKey>,
     /// The end of the log.
     pub tip: Tip,
+}
+
+/// How far a counting of journal entries is sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalSealed {
+    /// The number of its last entry that is; 0 if none is.
+    pub up_to: u64,
 }
 
 /// A [`crate::audit::Checkpoint`] as it was signed.

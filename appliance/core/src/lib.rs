@@ -25,6 +25,7 @@ pub mod digest;
 pub mod e2ee;
 pub mod event;
 pub mod incarnation;
+pub mod journal;
 pub mod limits;
 pub mod merkle;
 pub mod provision;

@@ -197,6 +197,10 @@ pub const STICK_LEFT_SHOWN_MAX: usize = 100;
 pub const STICK_INVENTORY_BYTES_MAX: usize = 4 << 20;
 /// Bytes that the files of one stick take in quarantine, if nothing else is said: the largest bundle and what goes with it.
 pub const STICK_BYTES_MAX: u64 = BUNDLE_BYTES_MAX + (1 << 30);
+/// Fields of an entry of the machine's journal: journald takes 1024 from a service, and adds some of its own.
+pub const JOURNAL_FIELDS_MAX: usize = 2048;
+/// Bytes of the name of such a field (systemd.journal-fields(7): 64), or of the position of an entry, which is some 200 characters.
+pub const JOURNAL_WORD_BYTES_MAX: usize = 512;
 /// Bytes of the machine's journal that go onto a stick.
 pub const STICK_JOURNAL_BYTES_MAX: u64 = 512 << 20;
 

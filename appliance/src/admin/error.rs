@@ -9,7 +9,9 @@ use sallyport_core::admin::{ErrorBody, ErrorCode};
 
 use crate::{
     http::error::ApiError,
-    service::{activation, audit, backup, bundle, clock, own_keys, peers, roster, rotation, token},
+    service::{
+        activation, audit, backup, bundle, clock, journal, own_keys, peers, roster, rotation, token,
+    },
     telemetry, tls,
 };
 
@@ -76,6 +78,17 @@ impl From<audit::Error> for AdminError {
             audit::Error::Keys(error) => of_keys(error),
             audit::Error::Approval(_) => ErrorCode::NeedsApproval,
             audit::Error::Token(_) => ErrorCode::Unavailable,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<journal::Error> for AdminError {
+    fn from(error: journal::Error) -> Self {
+        let code = match &error {
+            journal::Error::Store(error) => of_store(error),
+            journal::Error::Approval(_) => ErrorCode::NeedsApproval,
+            journal::Error::Impossible(_) | journal::Error::NotNext { .. } => ErrorCode::Refused,
         };
         Self::new(code, error)
     }

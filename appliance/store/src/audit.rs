@@ -4,6 +4,7 @@ use rusqlite::{OptionalExtension, Row as SqlRow, params};
 use sallyport_core::{
     audit::{Entry, Row, Tip, append},
     digest::Sha256,
+    journal::{JOURNAL_SEALED, Seal, SeqnumId},
     limits::AUDIT_ROW_BYTES_MAX,
     time::Millis,
 };
@@ -72,6 +73,19 @@ impl Read<'_> {
             log.push(audit_row(row)?);
         }
         Ok(log)
+    }
+
+    /// The newest seal of this counting of journal entries.
+    pub fn last_journal_seal(&self, seqnum_id: SeqnumId) -> Result<Option<Seal>> {
+        // The action stands there word for word, as the index has it.
+        let mut statement = self.prepare(&format!(
+            "SELECT id, at, actor, evidence, approvals, action, subject, details, previous, hash
+             FROM audit_log WHERE action = '{JOURNAL_SEALED}' AND subject = ?1
+             ORDER BY id DESC LIMIT 1"
+        ))?;
+        let mut rows = statement.query([seqnum_id.to_string()])?;
+        let row = rows.next()?.map(audit_row).transpose()?;
+        Ok(row.as_ref().and_then(Seal::of))
     }
 }
 

@@ -17,6 +17,7 @@ const MIGRATIONS: &[M<'static>] = &[
     M::up(include_str!("../migrations/0008_signing.sql")),
     M::up(include_str!("../migrations/0009_hybrid_keys.sql")),
     M::up(include_str!("../migrations/0010_restore.sql")),
+    M::up(include_str!("../migrations/0011_journal_seals.sql")),
 ];
 
 /// The schema that this version makes.

@@ -30,6 +30,7 @@ use sallyport_core::{
     backup::Sealed,
     bundle::unverified_header,
     digest::Sha256,
+    journal::Seal,
     limits::{AUDIT_PAGE_ROWS_MAX, AUDIT_ROW_BYTES_MAX},
     roster::{Account, Head, Mode, Roster, activation::RANDOM_BYTES, signed::RosterFile},
     sign::KeyRole,
@@ -127,6 +128,16 @@ fn ca_of(enclave: &Enclave) -> Vec<u8> {
     fs::read(app.config.data_dir.join("ca.pem")).unwrap()
 }
 
+const SEQNUM_ID: &str = "739ad463348b4ceba5a9e69c95a3c93f";
+
+/// A seal of seven entries of a journal, as the machine's unit sends it.
+fn seal_after(after: u64) -> Vec<u8> {
+    let merkle_root = Sha256([3; 32]);
+    let seqnum_id = SEQNUM_ID.parse().unwrap();
+    let seal = Seal { seqnum_id, after, last: after + 7, entries: 7, merkle_root };
+    serde_json::to_vec(&seal).unwrap()
+}
+
 /// The commands that change something, each with the rows that it leaves: action and subject.
 fn commands(
     alpha: &Enclave,
@@ -188,6 +199,8 @@ fn commands(
             vec![("token.unlock", none()), ("token.unlocked", none())],
         ),
         (post(path::AUDIT_CHECKPOINT, b""), vec![("audit.checkpoint", none())]),
+        (post(path::JOURNAL, &seal_after(0)), vec![("journal.seal", SEQNUM_ID.to_owned())]),
+        (post(path::JOURNAL, &seal_after(7)), vec![("journal.seal", SEQNUM_ID.to_owned())]),
         (
             post(path::KEYS, br#"{"action":{"action":"rotate","role":"audit"}}"#)
                 .approved(by_the_second(&to_rotate)),
@@ -295,6 +308,12 @@ async fn a_command_that_fails_leaves_a_row_that_says_so() {
             "certificate.install.failed",
             hash(b"x"),
             "there is none in the file",
+        ),
+        (
+            post(path::JOURNAL, &seal_after(1)),
+            "journal.seal.failed",
+            SEQNUM_ID.to_owned(),
+            "sealed up to entry 0",
         ),
         (post(EXPORT, b""), "bundle.export.failed", "bravo.test".to_owned(), "is not a peer"),
         (post(path::BUNDLES_IMPORT, b"x"), "bundle.import.failed", hash(b"x"), "not accepted"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import backup, data, devices, powercut, refusals, speed, start, talk, token, updates
+from . import backup, data, devices, journal, powercut, refusals, speed, start, talk, token, updates
 from .bench import Bench
 
 ALL: dict[str, Callable[[Bench], None]] = {
@@ -39,4 +39,5 @@ ALL: dict[str, Callable[[Bench], None]] = {
     "restore-stick": backup.restore_stick,
     "config": backup.config,
     "odd-sticks": backup.odd_sticks,
+    "journal": journal.journal,
 }

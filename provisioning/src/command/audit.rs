@@ -13,6 +13,7 @@ use sallyport_core::{
     admin::{AuditPage, SignedCheckpoint, path},
     audit::{self, Row, Tip, Vouched},
     digest::Sha256,
+    journal::{Compared, Entry, Seal, Sealed, compare},
     limits::AUDIT_KEYS_MAX,
     sign::PublicKey,
     time::Millis,
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     client::Box as TheBox,
-    files,
+    files, journal,
     output::{self, Output},
 };
 
@@ -42,6 +43,9 @@ pub(crate) enum Command {
         /// The audit key that you wrote down, `ed25519:…` or `p256:…`; without it, those count that the box or the file names.
         #[arg(long, value_name = "KEY")]
         key: Option<PublicKey>,
+        /// A folder with files of the machine's journal, to be held against the seals in the log.
+        #[arg(long, value_name = "FOLDER")]
+        journal: Option<PathBuf>,
     },
     /// Have the token sign where the log stands, at once: before an audit, or before the box is handed over.
     Checkpoint,
@@ -62,13 +66,15 @@ pub(crate) enum Command {
 impl Command {
     pub(crate) fn run(self, the_box: &TheBox, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Verify { file, contains, key } => {
+            Self::Verify { file, contains, key, journal } => {
+                // Before the seals: what is written meanwhile is only not sealed yet.
+                let entries = journal.as_deref().map(entries).transpose()?;
                 let mut log = Log::new(contains, key);
                 match file {
                     Some(file) => read_export(&file, |line| log.follow(line))?,
                     None => each_line(the_box, 0, |line| log.follow(line))?,
                 }
-                out.show(&log.finish()?, Verified::text)
+                out.show(&log.finish(entries)?, Verified::text)
             }
             Self::Checkpoint => {
                 let tip: Tip = the_box.command(path::AUDIT_CHECKPOINT, &())?;
@@ -132,6 +138,7 @@ struct Log {
     pinned: Option<PublicKey>,
     keys: BTreeSet<PublicKey>,
     vouched: Option<Vouched>,
+    seals: Vec<Sealed>,
 }
 
 /// What is known of a log.
@@ -145,12 +152,15 @@ struct Verified {
     /// Whether the key was one that the officer wrote down.
     pinned: bool,
     keys: Vec<PublicKey>,
+    /// The journal, if it was held against its seals.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    journal: Option<Compared>,
 }
 
 impl Log {
     fn new(wanted: Option<Sha256>, pinned: Option<PublicKey>) -> Self {
         let keys = pinned.iter().cloned().collect();
-        Self { tip: Tip::default(), wanted, pinned, keys, vouched: None }
+        Self { tip: Tip::default(), wanted, pinned, keys, vouched: None, seals: Vec::new() }
     }
 
     fn follow(&mut self, line: Line) -> anyhow::Result<()> {
@@ -169,6 +179,8 @@ impl Log {
             Line::Row(row) => {
                 self.tip = audit::verify(self.tip, [&*row])?;
                 self.vouched().row(&row);
+                let (id, at) = (row.id, row.entry.at);
+                self.seals.extend(Seal::of(&row).map(|seal| Sealed { row: id, at, seal }));
                 if self.wanted == Some(self.tip.hash) {
                     self.wanted = None;
                 }
@@ -182,11 +194,12 @@ impl Log {
         self.vouched.get_or_insert_with(|| Vouched::new(keys.clone(), None))
     }
 
-    fn finish(mut self) -> anyhow::Result<Verified> {
+    fn finish(mut self, journal: Option<Vec<Entry>>) -> anyhow::Result<Verified> {
         ensure!(
             self.wanted.is_none(),
             "the log does not contain the hash that you wrote down: rows were removed"
         );
+        let journal = journal.map(|entries| compare(&self.seals, entries)).transpose()?;
         let up_to = self.vouched().up_to();
         Ok(Verified {
             tip: self.tip,
@@ -194,11 +207,31 @@ impl Log {
             vouched_at: up_to.map(|(_, at)| at),
             pinned: self.pinned.is_some(),
             keys: self.keys.into_iter().collect(),
+            journal,
         })
     }
 }
 
 impl Verified {
+    fn of_journal(&self, journal: &Compared) -> String {
+        let Compared { seals, entries, first_row, until, gone, unsealed } = *journal;
+        let is = match (first_row, until) {
+            (Some(row), Some(at)) => format!(
+                "The journal is as it was sealed: {entries} entries in {seals} seals, from row {row} on, the last of {}\n",
+                output::time(at)
+            ),
+            _ => "Nothing of the journal is proven: no entry of any seal in the log is there\n"
+                .to_owned(),
+        };
+        let vouched = first_row.is_some_and(|first| self.vouched.is_none_or(|row| row < first));
+        let lines = [
+            (gone > 0, format!("{gone} older seals are of entries that are no longer kept\n")),
+            (unsealed > 0, format!("{unsealed} entries are not sealed, or no longer: they prove nothing\n")),
+            (vouched, "The token does not vouch for these seals yet: `sallyctl audit checkpoint` has it do so\n".to_owned()),
+        ];
+        is + &lines.into_iter().filter(|(said, _)| *said).map(|(_, line)| line).collect::<String>()
+    }
+
     fn text(&self) -> String {
         let whole =
             format!("The log is whole: {} rows, last hash {}\n", self.tip.id, self.tip.hash);
@@ -217,8 +250,20 @@ impl Verified {
                 "Its key is believed as it was found; compare it with the protocol of the ceremony, or give it with --key:\n{keys}"
             )
         };
-        whole + &vouched + &believed
+        let journal = self.journal.as_ref().map(|journal| self.of_journal(journal));
+        whole + &vouched + &believed + &journal.unwrap_or_default()
     }
+}
+
+/// All entries of a journal.
+fn entries(folder: &Path) -> anyhow::Result<Vec<Entry>> {
+    let files = journal::list(folder)?;
+    ensure!(!files.is_empty(), "there is no file of a journal in {}", folder.display());
+    let mut entries = Vec::new();
+    for file in files {
+        file.each(None, |entry| entries.push(entry))?;
+    }
+    Ok(entries)
 }
 
 /// The keys, then all rows of the box after one, page by page, each with its checkpoint.

@@ -2,6 +2,7 @@
 
 mod dialogue;
 mod erase;
+mod journal;
 mod open;
 mod recovery_key;
 mod seal;
@@ -60,6 +61,12 @@ pub(crate) enum Command {
         #[command(flatten)]
         state: State,
     },
+    /// Seal what is new in the machine's journal in the audit log of the box.
+    SealJournal {
+        /// The folder of the journal.
+        #[arg(long = "journal", value_name = "FOLDER", default_value = crate::journal::FOLDER)]
+        folder: PathBuf,
+    },
     /// Destroy all keys of the data partition, so that nobody can read it any more, and take it off the disk.
     Erase(EraseArgs),
 }
@@ -81,6 +88,7 @@ impl Command {
             Self::Open { state } => open::open(&state.folder),
             Self::ReadRecoveryStick { device, state } => stick::read(&state.folder, &device, out),
             Self::ForgetRecoveryStick { state } => stick::forget(&state.folder),
+            Self::SealJournal { folder } => journal::seal(&folder, the_box),
             Self::Erase(args) => args.run(out),
         }
     }

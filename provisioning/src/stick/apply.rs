@@ -70,7 +70,7 @@ pub(crate) struct ApplyArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub(crate) wait: u64,
     /// The folder of the machine's journal, for orders that ask for it.
-    #[arg(long, value_name = "FOLDER", default_value = "/var/log/journal")]
+    #[arg(long, value_name = "FOLDER", default_value = crate::journal::FOLDER)]
     pub(crate) journal: PathBuf,
 }
 

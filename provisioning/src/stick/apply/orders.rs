@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Write as _},
-    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, ensure};
@@ -23,7 +22,7 @@ use sallyport_core::{
 use super::{Gate, approvals::Lying, rosters::write_codes};
 use crate::{
     command::{audit, machine::WORD, stick},
-    files,
+    files, journal,
     stick::{
         ERASE, Folder, IN,
         backup::Wish,
@@ -229,14 +228,13 @@ impl Gate<'_> {
 
     /// The journal as it lies on the disk, the newest files first, as many as there is room for.
     fn journal(&self) -> anyhow::Result<Vec<String>> {
-        let mut found = journals(&self.args.journal).context("the journal cannot be listed")?;
-        found.sort_by_key(|(_, changed, _)| std::cmp::Reverse(*changed));
+        let newest_first = journal::list(&self.args.journal)?.into_iter().rev();
         let (mut left, mut lines) = (STICK_JOURNAL_BYTES_MAX, Vec::new());
-        for (number, (path, _, bytes)) in (1..).zip(found) {
-            let Some(rest) = left.checked_sub(bytes) else { break };
+        for (number, file) in (1..).zip(newest_first) {
+            let Some(rest) = left.checked_sub(file.bytes) else { break };
             left = rest;
             lines.extend(self.take(&format!("journal-{number:03}.journal"), |out| {
-                let mut source = files::open_foreign(&path)?;
+                let mut source = files::open_foreign(&file.path)?;
                 io::copy(&mut source, out).context("cannot copy the journal")?;
                 Ok(())
             })?);
@@ -290,25 +288,4 @@ fn newest_complete(links: &[Link]) -> Option<BackupId> {
     };
     let newest = links.iter().filter(complete).max_by_key(|link| link.header.number);
     newest.map(|link| link.id)
-}
-
-/// All files of the journal, with when they were changed and their sizes.
-fn journals(folder: &Path) -> io::Result<Vec<(PathBuf, std::time::SystemTime, u64)>> {
-    let mut found = Vec::new();
-    for machine in fs::read_dir(folder)? {
-        let machine = machine?;
-        if !machine.file_type()?.is_dir() {
-            continue;
-        }
-        for file in fs::read_dir(machine.path())? {
-            let file = file?;
-            let (path, metadata) = (file.path(), file.metadata()?);
-            // The latter ended with a power cut.
-            let journal = path.extension().is_some_and(|e| e == "journal" || e == "journal~");
-            if metadata.is_file() && journal {
-                found.push((path, metadata.modified()?, metadata.len()));
-            }
-        }
-    }
-    Ok(found)
 }

@@ -13,6 +13,7 @@ use sallyport_core::{
     bundle::{Gate, Header, Kind, Manifest, Record, Sealed},
     card::{Card, Proposed},
     event::{KeyDocument, KeyLookup, KeySource, Pdu},
+    journal::{Entries, Sealing},
     provision::{self, Document, Order, Provisioned, Trust},
     room,
     roster::{self, Head, Mode, Roster},
@@ -103,6 +104,20 @@ pub fn volume(bytes: &[u8]) {
             disk.windows(content.len()).any(|place| place == content),
             "written, and not there"
         );
+    }
+}
+
+/// The entries of a journal that came on a stick.
+pub fn journal(bytes: &[u8]) {
+    let mut entries = Entries::new(bytes);
+    let read: Vec<_> = entries.by_ref().map_while(Result::ok).collect();
+    assert!(entries.next().is_none(), "there is nothing behind an error");
+    let Some(first) = read.first() else { return };
+    let mut sealing = Sealing::after(first.seqnum_id, 0);
+    read.iter().for_each(|entry| sealing.take(entry));
+    if let Some(seal) = sealing.finish() {
+        assert!(seal.is_possible(), "more entries than numbers");
+        assert!(seal.entries <= read.len() as u64, "more was sealed than there is");
     }
 }
 

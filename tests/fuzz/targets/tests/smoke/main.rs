@@ -36,6 +36,7 @@ smoke!(
     bundle,
     card,
     certificate,
+    journal,
     key_document,
     manifest,
     pdu,
