@@ -214,20 +214,22 @@ impl Log {
 
 impl Verified {
     fn of_journal(&self, journal: &Compared) -> String {
-        let Compared { seals, entries, first_row, until, gone, unsealed } = *journal;
+        let Compared { seals: _, entries, first_row, until, gone, unsealed } = *journal;
         let is = match (first_row, until) {
-            (Some(row), Some(at)) => format!(
-                "The journal is as it was sealed: {entries} entries in {seals} seals, from row {row} on, the last of {}\n",
-                output::time(at)
-            ),
-            _ => "Nothing of the journal is proven: no entry of any seal in the log is there\n"
+            (Some(row), Some(at)) => {
+                let at = output::time(at);
+                format!(
+                    "The journal is as it was sealed, from row {row} on until {at}: {entries} entries\n"
+                )
+            }
+            _ => "Nothing of the journal is proven: all entries of some seal must be there\n"
                 .to_owned(),
         };
-        let vouched = first_row.is_some_and(|first| self.vouched.is_none_or(|row| row < first));
+        let is_vouched = first_row.is_none_or(|first| self.vouched >= Some(first));
         let lines = [
-            (gone > 0, format!("{gone} older seals are of entries that are no longer kept\n")),
-            (unsealed > 0, format!("{unsealed} entries are not sealed, or no longer: they prove nothing\n")),
-            (vouched, "The token does not vouch for these seals yet: `sallyctl audit checkpoint` has it do so\n".to_owned()),
+            (gone > 0, format!("Older seals whose entries are no longer kept: {gone}\n")),
+            (unsealed > 0, format!("Entries that no seal proves: {unsealed}\n")),
+            (!is_vouched, "The token does not vouch for these seals yet: `sallyctl audit checkpoint` has it do so\n".to_owned()),
         ];
         is + &lines.into_iter().filter(|(said, _)| *said).map(|(_, line)| line).collect::<String>()
     }

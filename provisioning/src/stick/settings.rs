@@ -256,7 +256,10 @@ pub(crate) fn networkd(network: &Network) -> String {
     lines.extend(network.interface.map(|interface| format!("MACAddress={interface}")));
     lines.extend(["", "[Network]", "LinkLocalAddressing=no", "IPv6AcceptRA=no"].map(str::to_owned));
     match network.address {
-        NetworkAddress::Dhcp => lines.push("DHCP=yes".to_owned()),
+        // The server answers to its end, which may come after that of networkd.
+        NetworkAddress::Dhcp => {
+            lines.extend(["DHCP=yes", "KeepConfiguration=dynamic-on-stop"].map(str::to_owned));
+        }
         NetworkAddress::Static(..) => lines.push(format!("Address={}", network.address)),
     }
     lines.extend(network.gateway.map(|gateway| format!("Gateway={gateway}")));
@@ -274,8 +277,8 @@ mod tests {
     #[test]
     fn networks_are_written_for_networkd() {
         let of = |text: &str| networkd(&toml::from_str(text).unwrap());
-        let dhcp =
-            "[Match]\nType=ether\n\n[Network]\nLinkLocalAddressing=no\nIPv6AcceptRA=no\nDHCP=yes\n";
+        let dhcp = "[Match]\nType=ether\n\n[Network]\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n\
+                    DHCP=yes\nKeepConfiguration=dynamic-on-stop\n";
         assert_eq!(of(""), dhcp);
         let fixed = of(
             "interface = \"52:54:00:12:34:56\"\naddress = \"10.0.0.1/8\"\ngateway = \"10.0.0.2\"\ndns = [\"10.0.0.3\", \"10.0.0.4\"]",

@@ -1,9 +1,12 @@
-//! Verifying an exported log.
+//! Verifying an exported log, and the journal that it seals.
+
+use std::fs;
 
 use ed25519_dalek::Signer as _;
 use sallyport_core::{
     admin::SignedCheckpoint,
     audit::{Checkpoint, Entry, Row, Tip, append},
+    journal::{JOURNAL_SEALED, Seal},
     sign::{Algorithm, Policy, PublicKey},
     time::Millis,
 };
@@ -108,4 +111,62 @@ fn a_changed_log_is_noticed_by_its_exit_code() {
     desk.run("audit verify --file log").fails(5, "after row 1 comes row 3");
     desk.write("log", export(&rows) + "{\n");
     desk.run("audit verify --file log").fails(1, "line 4 of log is not a row of an audit log");
+}
+
+/// A file that systemd-journald wrote: eleven entries.
+const JOURNAL: &[u8] = include_bytes!("fixtures/journal.zst");
+
+/// Two rows, and one that seals the first entries of the journal.
+fn sealing(entries: u64, merkle_root: &str) -> String {
+    let mut rows = log(2);
+    let merkle_root = merkle_root.parse().unwrap();
+    let seqnum_id = "527a78d3284249a48d4faf239cc01b60".parse().unwrap();
+    let seal = Seal { seqnum_id, after: 0, last: entries, entries, merkle_root };
+    let details = seal.details().map(|(key, value)| (key.to_owned(), value));
+    let entry = Entry {
+        action: JOURNAL_SEALED.to_owned(),
+        subject: seqnum_id.to_string(),
+        details: details.into(),
+        ..rows[1].entry.clone()
+    };
+    rows.push(append(Tip { id: 2, hash: rows[1].hash }, entry));
+    export(&rows)
+}
+
+#[test]
+fn a_journal_is_held_against_its_seals() {
+    /// By another implementation: of all entries, and of the first seven.
+    const ROOT: &str = "b3ea862b84af79bd9bcfbfb1f670a9a3c64351f87fdd091f0660c05e5c7a9583";
+    const ROOT_OF_SEVEN: &str = "739c8bf0bd20e3446275654ed0db74649a360f40199aa5b23e3e9312963d0bc1";
+    let desk = Desk::new();
+    let written = zstd::decode_all(JOURNAL).unwrap();
+    fs::create_dir_all(desk.path("logs/machine")).unwrap();
+    desk.write("log", sealing(11, ROOT));
+    desk.write("logs/machine/system.journal", &written);
+    let verify = || desk.run("audit verify --file log --journal logs");
+    let said = verify().ok();
+    let end = "The journal is as it was sealed, from row 3 on until TIME: 11 entries\n\
+               The token does not vouch for these seals yet: `sallyctl audit checkpoint` has it do so\n";
+    assert!(said.ends_with(end), "{said}");
+    // As it lies on a stick, beside what is no journal.
+    desk.write("logs/journal-001.journal", &written);
+    desk.write("logs/box.toml", "");
+    assert!(verify().ok().ends_with(end));
+
+    let changed = |from: &[u8], to: &[u8]| {
+        let at = written.windows(from.len()).position(|place| place == from).unwrap();
+        [&written[..at], to, &written[at + from.len()..]].concat()
+    };
+    desk.write("logs/journal-001.journal", changed(b"MESSAGE=entry 3", b"MESSAGE=entry 8"));
+    verify().fails(5, "two files have different entries with the number");
+    fs::remove_file(desk.path("logs/machine/system.journal")).unwrap();
+    verify().fails(5, "among the 11 entries that row 3 of the audit log sealed");
+    desk.write("log", sealing(7, ROOT_OF_SEVEN));
+    desk.write("logs/journal-001.journal", &written);
+    let said = verify().ok();
+    assert!(said.contains("Entries that no seal proves: 4"), "{said}");
+    desk.write("logs/journal-001.journal", "not a journal");
+    desk.run("audit verify --file log --journal logs").fails(1, "journal-001.journal");
+    fs::remove_file(desk.path("logs/journal-001.journal")).unwrap();
+    verify().fails(1, "there is no file of a journal in logs");
 }
