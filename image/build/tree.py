@@ -146,7 +146,7 @@ def make(name: str, locked: lock.Lock, packages: pool.Pool) -> Tree:
     (fresh / "etc/group").write_text("root:x:0:\n", encoding="utf-8")
     enter = [*unshare(network=False), "chroot", str(fresh)]
     subprocess.run([*enter, "/usr/bin/env", "-i", f"PATH={PATHS}", "ldconfig"], check=True)
-    fresh.rename(folder)
+    name_it(fresh, folder)
     remove_unused(path for path in folder.parent.glob(f"{name}-*") if path != folder)
     return Tree(folder)
 
@@ -159,6 +159,16 @@ def hold(folder: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         return os.path.samestat(os.fstat(descriptor), folder.stat())
     return False
+
+
+def name_it(fresh: Path, folder: Path) -> None:
+    """Gives a tree that is complete its name, unless another program made the same meanwhile: then that one counts."""
+    try:
+        fresh.rename(folder)
+    except OSError:
+        if not hold(folder):
+            raise
+        shutil.rmtree(fresh)
 
 
 def remove_unused(trees: Iterable[Path]) -> None:

@@ -6,7 +6,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from build.tree import hold, remove_unused
+from build.tree import hold, name_it, remove_unused
 
 
 class Kept(unittest.TestCase):
@@ -23,3 +23,15 @@ class Kept(unittest.TestCase):
             remove_unused([used, unused])
             self.assertTrue((used / "usr").exists())
             self.assertFalse(unused.exists())
+
+    def test_the_first_of_two_that_make_the_same_counts(self) -> None:
+        """Two builds start at once on a machine without a cache."""
+        with tempfile.TemporaryDirectory() as folder:
+            first, second, name = (Path(folder) / part for part in ("first", "second", "name"))
+            for tree in (first, second):
+                (tree / tree.name).mkdir(parents=True)
+                name_it(tree, name)
+                self.assertFalse(tree.exists())
+            self.assertTrue((name / "first").exists())
+            with self.assertRaises(FileNotFoundError):
+                name_it(first, Path(folder) / "nowhere/name")
