@@ -377,6 +377,10 @@ pub const SEARCH_TERM_BYTES_MAX: usize = 1_024;
 pub const BACKUP_KEYS_PURGED: u32 = 500;
 /// Members whose presence is remembered.
 pub const PRESENCES_MAX: usize = 100_000;
+/// Milliseconds after which a member counts as offline of whom nothing was heard: the longest long-poll, and a minute to come back.
+pub const PRESENCE_MS_MAX: u64 = SYNC_WAIT_MS_MAX + 60_000;
+/// Milliseconds between two looks for such members, as each look is at all of them.
+pub const PRESENCE_SWEEP_MS: u64 = 10_000;
 /// Bytes of a status message.
 pub const STATUS_BYTES_MAX: usize = 1_024;
 

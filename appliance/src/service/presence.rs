@@ -3,13 +3,14 @@
 //! [Presence](https://spec.matrix.org/v1.16/client-server-api/#presence).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use ruma::{OwnedUserId, UserId, presence::PresenceState};
 use sallyport_core::{
-    limits::{PRESENCES_MAX, STATUS_BYTES_MAX},
+    limits::{PRESENCE_MS_MAX, PRESENCE_SWEEP_MS, PRESENCES_MAX, STATUS_BYTES_MAX},
     time::Millis,
 };
 
@@ -22,6 +23,8 @@ struct Known {
     /// Counts changes, so that a reader sees only those that it has not seen.
     version: u64,
     users: BTreeMap<OwnedUserId, Presence>,
+    /// When it was last looked for members who went without a word.
+    swept: Millis,
 }
 
 /// What a member says about being there.
@@ -39,8 +42,8 @@ pub struct Presence {
 
 impl Presences {
     /// What is known of a member.
-    pub fn get(&self, user_id: &UserId) -> Option<Presence> {
-        self.lock().users.get(user_id).cloned()
+    pub fn get(&self, user_id: &UserId, now: Millis) -> Option<Presence> {
+        self.swept(now).users.get(user_id).cloned()
     }
 
     /// A member says something else, or the same again: then only the time is noted. Without a `status` the old
@@ -52,7 +55,7 @@ impl Presences {
         status: Option<&str>,
         now: Millis,
     ) -> bool {
-        let mut known = self.lock();
+        let mut known = self.swept(now);
         let before = known.users.get(user_id).cloned();
         let status = match status {
             Some(text) => {
@@ -77,22 +80,44 @@ impl Presences {
         changed
     }
 
-    /// The number of the newest change, and what these users have changed since the change `since`.
+    /// The number of the newest change.
+    pub fn version(&self, now: Millis) -> u64 {
+        self.swept(now).version
+    }
+
+    /// What these users have changed since the change `since`, and how those are whom somebody just `met`.
     pub fn changes<'a>(
         &self,
         users: impl IntoIterator<Item = &'a UserId>,
         since: u64,
-    ) -> (u64, Vec<(OwnedUserId, Presence)>) {
+        met: &BTreeSet<&UserId>,
+    ) -> Vec<(OwnedUserId, Presence)> {
         let known = self.lock();
-        if known.version <= since {
-            return (known.version, Vec::new());
-        }
         let changed = users.into_iter().filter_map(|user_id| {
             let presence = known.users.get(user_id)?;
-            (presence.version > since).then(|| (user_id.to_owned(), presence.clone()))
+            let is_news = presence.version > since || met.contains(user_id);
+            is_news.then(|| (user_id.to_owned(), presence.clone()))
         });
-        let changed = changed.collect();
-        (known.version, changed)
+        changed.collect()
+    }
+
+    /// What is known, with those offline of whom nothing was heard for long.
+    fn swept(&self, now: Millis) -> MutexGuard<'_, Known> {
+        let mut known = self.lock();
+        let Known { version, users, swept } = &mut *known;
+        // Also after a clock that was put back.
+        if now < *swept || now.since(*swept) >= Duration::from_millis(PRESENCE_SWEEP_MS) {
+            *swept = now;
+            for presence in users.values_mut() {
+                let is_silent = now.since(presence.active) > Duration::from_millis(PRESENCE_MS_MAX);
+                if is_silent && presence.state != PresenceState::Offline {
+                    *version += 1;
+                    presence.version = *version;
+                    presence.state = PresenceState::Offline;
+                }
+            }
+        }
+        known
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -110,15 +135,46 @@ mod tests {
     fn a_reader_sees_each_change_once() {
         let presences = Presences::default();
         let (alice, bob) = (user_id!("@alice:alpha.test"), user_id!("@bob:alpha.test"));
+        let nobody = BTreeSet::new();
         assert!(presences.set(alice, PresenceState::Online, Some("here"), Millis(1)));
-        let (version, seen) = presences.changes([alice, bob], 0);
+        let seen = presences.changes([alice, bob], 0, &nobody);
+        let version = presences.version(Millis(1));
         assert_eq!(seen.len(), 1);
         assert!(!presences.set(alice, PresenceState::Online, None, Millis(2)));
-        assert_eq!(presences.changes([alice, bob], version), (version, Vec::new()));
+        assert_eq!(presences.version(Millis(2)), version);
+        assert_eq!(presences.changes([alice, bob], version, &nobody), []);
         assert!(presences.set(alice, PresenceState::Online, Some(""), Millis(3)));
-        let (_, seen) = presences.changes([alice], version);
+        let seen = presences.changes([alice], version, &nobody);
         assert_eq!(seen[0].1.status, None);
-        assert_eq!(presences.get(alice).unwrap().active, Millis(3));
-        assert_eq!(presences.get(bob), None);
+        assert_eq!(presences.get(alice, Millis(3)).unwrap().active, Millis(3));
+        assert_eq!(presences.get(bob, Millis(3)), None);
+    }
+
+    #[test]
+    fn how_somebody_is_who_was_just_met_is_news() {
+        let presences = Presences::default();
+        let (alice, bob) = (user_id!("@alice:alpha.test"), user_id!("@bob:alpha.test"));
+        presences.set(alice, PresenceState::Online, None, Millis(1));
+        let version = presences.version(Millis(1));
+        let met = presences.changes([alice, bob], version, &[alice, bob].into());
+        assert_eq!(met.len(), 1);
+        assert_eq!(met[0].0, alice);
+    }
+
+    #[test]
+    fn who_goes_without_a_word_is_offline_after_a_while() {
+        let presences = Presences::default();
+        let alice = user_id!("@alice:alpha.test");
+        presences.set(alice, PresenceState::Unavailable, Some("lunch"), Millis(1));
+        let version = presences.version(Millis(PRESENCE_MS_MAX));
+        assert_eq!(presences.get(alice, Millis(1)).unwrap().state, PresenceState::Unavailable);
+        let later = Millis(PRESENCE_MS_MAX + PRESENCE_SWEEP_MS);
+        assert_eq!(presences.version(later), version + 1);
+        let seen = presences.changes([alice], version, &BTreeSet::new());
+        assert_eq!(seen[0].1.state, PresenceState::Offline);
+        assert_eq!(seen[0].1.status.as_deref(), Some("lunch"));
+        // Told once, and back with the next word.
+        assert_eq!(presences.version(Millis(later.0 * 2)), version + 1);
+        assert!(presences.set(alice, PresenceState::Online, None, Millis(later.0 * 2)));
     }
 }

@@ -12,7 +12,7 @@ pub mod unread;
 use std::collections::BTreeSet;
 
 use ruma::{
-    OwnedRoomId, RoomId, UInt,
+    OwnedRoomId, RoomId, UInt, UserId,
     api::client::{
         filter::FilterDefinition,
         sync::sync_events::v3::{JoinedRoom, Response},
@@ -358,15 +358,18 @@ impl Sync<'_, '_> {
         let filter = &self.query.filter.presence;
         let since = self.since.and_then(|since| since.told).map_or(0, |told| told.presence);
         let presences = &self.app.presences;
-        let (newest, _) = presences.changes([], 0);
+        let newest = presences.version(self.query.now);
         // A count that is ahead of ours is from before a restart.
         let since = if since > newest { 0 } else { since };
-        if newest == since {
+        // Among those whose devices are news are all who came into sight.
+        let met: BTreeSet<&UserId> =
+            response.device_lists.changed.iter().map(|user_id| &**user_id).collect();
+        if newest == since && met.is_empty() {
             return Ok(newest);
         }
         let sharing = self.read.users_sharing_rooms(&self.query.identity.user_id)?;
-        let (newest, changes) = presences.changes(sharing.iter().map(|user| &**user), since);
-        for (user_id, presence) in changes {
+        let sharing = sharing.iter().map(|user_id| &**user_id);
+        for (user_id, presence) in presences.changes(sharing, since, &met) {
             if !allows_global(filter, "m.presence", Some(&user_id)) {
                 continue;
             }

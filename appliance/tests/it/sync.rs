@@ -142,6 +142,12 @@ fn presence_and_account_data_go_along() {
     assert_eq!(presence[0]["sender"], alice.id().as_str());
     assert_eq!(presence[0]["content"]["status_msg"], "on watch");
     assert!(bob.sync(Some(&second.next_batch)).presence.is_empty());
+    // Now she does, and what she said before is news.
+    carol.join(&room);
+    let second = bob.sync(Some(&second.next_batch));
+    let presence = values(&second.presence.events);
+    assert_eq!(presence.len(), 1);
+    assert_eq!(presence[0]["sender"], carol.id().as_str());
 
     let event_id = bob.say(&room, "here");
     rooms::receipts::mark_fully_read(&bob.app, bob.id(), room.clone(), event_id.clone()).unwrap();

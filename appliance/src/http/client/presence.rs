@@ -25,10 +25,11 @@ async fn get(
     request: get_presence::Request,
 ) -> Result<get_presence::Response, ApiError> {
     let user_id = request.user_id;
-    if let Some(presence) = app.presences.get(&user_id) {
+    let now = (app.clock)();
+    if let Some(presence) = app.presences.get(&user_id, now) {
         let mut response = get_presence::Response::new(presence.state.clone());
         response.status_msg = presence.status;
-        response.last_active_ago = Some((app.clock)().since(presence.active));
+        response.last_active_ago = Some(now.since(presence.active));
         response.currently_active = Some(presence.state == PresenceState::Online);
         return Ok(response);
     }
