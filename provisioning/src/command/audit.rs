@@ -263,7 +263,7 @@ fn entries(folder: &Path) -> anyhow::Result<Vec<Entry>> {
     ensure!(!files.is_empty(), "there is no file of a journal in {}", folder.display());
     let mut entries = Vec::new();
     for file in files {
-        file.each(None, |entry| entries.push(entry))?;
+        file.open()?.each(None, |entry| entries.push(entry))?;
     }
     Ok(entries)
 }

@@ -10,11 +10,11 @@ use sallyport_core::{
 
 use crate::{
     client::Box as TheBox,
-    journal::{self, JournalFile},
+    journal::{self, OpenJournal},
 };
 
 /// The files of one counting of entries, each with the number of its last.
-type Counting = (SeqnumId, Vec<(u64, JournalFile)>);
+type Counting = (SeqnumId, Vec<(u64, OpenJournal)>);
 
 /// Seals all that is new, the oldest counting first. What cannot be read is left for the next time, and keeps nothing else waiting.
 pub(super) fn seal(folder: &Path, the_box: &TheBox) -> anyhow::Result<()> {
@@ -22,10 +22,6 @@ pub(super) fn seal(folder: &Path, the_box: &TheBox) -> anyhow::Result<()> {
     let mut seals = Vec::new();
     for (id, files) in countings(folder, &mut unread)? {
         seals.extend(read(id, files, the_box, &mut unread)?);
-    }
-    if !seals.is_empty() {
-        // What is sealed must still be there after a power cut.
-        journal::sync()?;
     }
     for seal in seals {
         let _: JournalSealed = the_box.command(path::JOURNAL, &seal)?;
@@ -36,7 +32,7 @@ pub(super) fn seal(folder: &Path, the_box: &TheBox) -> anyhow::Result<()> {
 
 fn countings(folder: &Path, unread: &mut Vec<String>) -> anyhow::Result<Vec<Counting>> {
     let mut countings: Vec<Counting> = Vec::new();
-    for file in journal::list(folder)? {
+    for file in journal::open_all(folder)? {
         match file.tail() {
             Ok((id, tail)) => match countings.iter_mut().find(|(known, _)| *known == id) {
                 Some((_, files)) => files.push((tail, file)),
@@ -52,18 +48,22 @@ fn countings(folder: &Path, unread: &mut Vec<String>) -> anyhow::Result<Vec<Coun
 /// The seal of what is new in a counting.
 fn read(
     id: SeqnumId,
-    files: Vec<(u64, JournalFile)>,
+    files: Vec<(u64, OpenJournal)>,
     the_box: &TheBox,
     unread: &mut Vec<String>,
 ) -> anyhow::Result<Option<Seal>> {
     let JournalSealed { up_to } = the_box.ask(&format!("{}?seqnum_id={id}", path::JOURNAL))?;
     let mut sealing = Sealing::after(id, up_to);
     for (_, file) in files.into_iter().filter(|(tail, _)| *tail > up_to) {
-        if let Err(why) = file.each(Some((id, up_to)), |entry| sealing.take(&entry)) {
+        let mut longer = sealing.clone();
+        let read = file.each(Some((id, up_to)), |entry| longer.take(&entry));
+        // What is sealed must still be there after a power cut.
+        if let Err(why) = read.and_then(|()| file.sync()) {
             // Its numbers must not be passed by those of later files.
             unread.push(format!("{why:#}"));
             break;
         }
+        sealing = longer;
     }
     Ok(sealing.finish())
 }
