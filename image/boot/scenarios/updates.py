@@ -104,6 +104,8 @@ def visit(bench: Bench, boot: Boot, files: dict[str, Path], says: str) -> Path:
     if says not in result:
         raise BootError(f"the result does not say {says!r}: {result}")
     boot.pull_out("visit")
+    # The next one must not be taken for it.
+    boot.wait_for_screen("network", "The stick", MOMENT_S)
     return image
 
 
