@@ -81,8 +81,8 @@ impl Presences {
     }
 
     /// The number of the newest change.
-    pub fn version(&self, now: Millis) -> u64 {
-        self.swept(now).version
+    pub fn version(&self) -> u64 {
+        self.lock().version
     }
 
     /// What these users have changed since the change `since`, and how those are whom somebody just `met`.
@@ -101,12 +101,13 @@ impl Presences {
         changed.collect()
     }
 
-    /// What is known, with those offline of whom nothing was heard for long.
+    /// What is known, with those offline of whom nothing was heard for long. Each look is at all members, so only for who has the
+    /// time of this moment: that of a long-poll's beginning would have them looked at again and again.
     fn swept(&self, now: Millis) -> MutexGuard<'_, Known> {
         let mut known = self.lock();
         let Known { version, users, swept } = &mut *known;
         // Also after a clock that was put back.
-        if now < *swept || now.since(*swept) >= Duration::from_millis(PRESENCE_SWEEP_MS) {
+        if now.0.abs_diff(swept.0) >= PRESENCE_SWEEP_MS {
             *swept = now;
             for presence in users.values_mut() {
                 let is_silent = now.since(presence.active) > Duration::from_millis(PRESENCE_MS_MAX);
@@ -138,10 +139,10 @@ mod tests {
         let nobody = BTreeSet::new();
         assert!(presences.set(alice, PresenceState::Online, Some("here"), Millis(1)));
         let seen = presences.changes([alice, bob], 0, &nobody);
-        let version = presences.version(Millis(1));
+        let version = presences.version();
         assert_eq!(seen.len(), 1);
         assert!(!presences.set(alice, PresenceState::Online, None, Millis(2)));
-        assert_eq!(presences.version(Millis(2)), version);
+        assert_eq!(presences.version(), version);
         assert_eq!(presences.changes([alice, bob], version, &nobody), []);
         assert!(presences.set(alice, PresenceState::Online, Some(""), Millis(3)));
         let seen = presences.changes([alice], version, &nobody);
@@ -155,7 +156,7 @@ mod tests {
         let presences = Presences::default();
         let (alice, bob) = (user_id!("@alice:alpha.test"), user_id!("@bob:alpha.test"));
         presences.set(alice, PresenceState::Online, None, Millis(1));
-        let version = presences.version(Millis(1));
+        let version = presences.version();
         let met = presences.changes([alice, bob], version, &[alice, bob].into());
         assert_eq!(met.len(), 1);
         assert_eq!(met[0].0, alice);
@@ -166,15 +167,19 @@ mod tests {
         let presences = Presences::default();
         let alice = user_id!("@alice:alpha.test");
         presences.set(alice, PresenceState::Unavailable, Some("lunch"), Millis(1));
-        let version = presences.version(Millis(PRESENCE_MS_MAX));
-        assert_eq!(presences.get(alice, Millis(1)).unwrap().state, PresenceState::Unavailable);
+        let version = presences.version();
+        let in_time = Millis(PRESENCE_MS_MAX);
+        assert_eq!(presences.get(alice, in_time).unwrap().state, PresenceState::Unavailable);
         let later = Millis(PRESENCE_MS_MAX + PRESENCE_SWEEP_MS);
-        assert_eq!(presences.version(later), version + 1);
+        assert_eq!(presences.get(alice, later).unwrap().state, PresenceState::Offline);
+        assert_eq!(presences.version(), version + 1);
         let seen = presences.changes([alice], version, &BTreeSet::new());
         assert_eq!(seen[0].1.state, PresenceState::Offline);
         assert_eq!(seen[0].1.status.as_deref(), Some("lunch"));
         // Told once, and back with the next word.
-        assert_eq!(presences.version(Millis(later.0 * 2)), version + 1);
-        assert!(presences.set(alice, PresenceState::Online, None, Millis(later.0 * 2)));
+        let much_later = Millis(later.0 * 2);
+        assert_eq!(presences.get(alice, much_later).unwrap().state, PresenceState::Offline);
+        assert_eq!(presences.version(), version + 1);
+        assert!(presences.set(alice, PresenceState::Online, None, much_later));
     }
 }

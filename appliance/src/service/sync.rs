@@ -358,7 +358,7 @@ impl Sync<'_, '_> {
         let filter = &self.query.filter.presence;
         let since = self.since.and_then(|since| since.told).map_or(0, |told| told.presence);
         let presences = &self.app.presences;
-        let newest = presences.version(self.query.now);
+        let newest = presences.version();
         // A count that is ahead of ours is from before a restart.
         let since = if since > newest { 0 } else { since };
         // Among those whose devices are news are all who came into sight.
