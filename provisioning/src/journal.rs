@@ -71,15 +71,12 @@ pub(crate) fn open_all(folder: &Path) -> anyhow::Result<Vec<OpenJournal>> {
         |files: &[JournalFile]| files.iter().map(|file| file.inode).collect::<BTreeSet<_>>();
     for _ in 0..LISTINGS_MAX {
         let files = list(folder)?;
-        let opened: Vec<_> = files.iter().filter_map(|file| file.open().ok()).collect();
-        if opened.len() == files.len() && inodes(&list(folder)?) == inodes(&files) {
-            return Ok(opened);
+        let opened = files.iter().map(JournalFile::open).collect();
+        if inodes(&list(folder)?) == inodes(&files) {
+            return opened;
         }
     }
-    bail!(
-        "the files of the journal in {} cannot be opened, or change all the time",
-        folder.display()
-    )
+    bail!("the files of the journal in {} change all the time", folder.display())
 }
 
 /// An opened file of the journal: it stays the same under another name.
