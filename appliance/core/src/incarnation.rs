@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use minicbor::{Decode, Encode};
 
+use crate::hex::parse_u128;
+
 /// One life of a box's database: random, renewed by every restore from a backup.
 ///
 /// It stands in sync tokens, bundle manifests and pairing cards, so that nobody mistakes the numbering of a restored box for
@@ -33,9 +35,7 @@ impl FromStr for Incarnation {
     type Err = NotAnIncarnation;
 
     fn from_str(text: &str) -> Result<Self, NotAnIncarnation> {
-        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let value = u128::from_str_radix(text, 16).ok().filter(|_| digits);
-        value.map(|value| Self(value.to_be_bytes())).ok_or(NotAnIncarnation)
+        parse_u128(text).map(|value| Self(value.to_be_bytes())).ok_or(NotAnIncarnation)
     }
 }
 

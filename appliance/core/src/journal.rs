@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use export::{Entries, Unreadable};
 
-use crate::{audit::Row, digest::Sha256, merkle::Tree, time::Millis};
+use crate::{audit::Row, digest::Sha256, hex::parse_u128, merkle::Tree, time::Millis};
 
 /// The action of the row of a seal.
 pub const JOURNAL_SEALED: &str = "journal.seal";
@@ -252,9 +252,7 @@ impl FromStr for SeqnumId {
     type Err = NotASeqnumId;
 
     fn from_str(text: &str) -> Result<Self, NotASeqnumId> {
-        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let value = u128::from_str_radix(text, 16).ok().filter(|_| digits);
-        value.map(Self).ok_or(NotASeqnumId)
+        parse_u128(text).map(Self).ok_or(NotASeqnumId)
     }
 }
 

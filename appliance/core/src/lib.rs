@@ -24,6 +24,7 @@ pub mod custody;
 pub mod digest;
 pub mod e2ee;
 pub mod event;
+mod hex;
 pub mod incarnation;
 pub mod journal;
 pub mod limits;

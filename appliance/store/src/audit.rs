@@ -26,6 +26,10 @@ pub struct StoredCheckpoint {
     pub bytes: Vec<u8>,
 }
 
+/// What [`audit_row`] reads.
+const ROWS: &str = "SELECT id, at, actor, evidence, approvals, action, subject, details,
+                    previous, hash FROM audit_log";
+
 impl Read<'_> {
     /// The newest checkpoint.
     pub fn last_checkpoint(&self) -> Result<Option<StoredCheckpoint>> {
@@ -62,10 +66,7 @@ impl Read<'_> {
 
     /// At most `limit` rows after the one with this number, in order.
     pub fn audit_rows(&self, after: u64, limit: u32) -> Result<Vec<Row>> {
-        let mut statement = self.prepare(
-            "SELECT id, at, actor, evidence, approvals, action, subject, details, previous, hash
-             FROM audit_log WHERE id > ?1 ORDER BY id LIMIT ?2",
-        )?;
+        let mut statement = self.prepare(&format!("{ROWS} WHERE id > ?1 ORDER BY id LIMIT ?2"))?;
         let after = i64::try_from(after).unwrap_or(i64::MAX);
         let mut rows = statement.query(params![after, limit])?;
         let mut log = Vec::new();
@@ -79,9 +80,7 @@ impl Read<'_> {
     pub fn last_journal_seal(&self, seqnum_id: SeqnumId) -> Result<Option<Seal>> {
         // The action stands there word for word, as the index has it.
         let mut statement = self.prepare(&format!(
-            "SELECT id, at, actor, evidence, approvals, action, subject, details, previous, hash
-             FROM audit_log WHERE action = '{JOURNAL_SEALED}' AND subject = ?1
-             ORDER BY id DESC LIMIT 1"
+            "{ROWS} WHERE action = '{JOURNAL_SEALED}' AND subject = ?1 ORDER BY id DESC LIMIT 1"
         ))?;
         let mut rows = statement.query([seqnum_id.to_string()])?;
         let row = rows.next()?.map(audit_row).transpose()?;
